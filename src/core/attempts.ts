@@ -1,0 +1,244 @@
+/** The attempts under way in this process: call → decide → apply → tell. */
+
+import { StorageError } from "./errors.ts";
+import type { Lanes, Slot } from "./lanes.ts";
+import type { Abort, ChangeSet, Outcome, Part, UpstreamCall, World } from "./ports.ts";
+import {
+  isTerminal,
+  laneParts,
+  type RequestRecord,
+  type Step,
+  type Transition,
+  transition,
+} from "./request.ts";
+import { type Backoff, classify, decide, decideInterrupted, type Reading } from "./retry.ts";
+import { laneOf, type RouteTable, targetsFor } from "./routing.ts";
+
+export interface AttemptSettings {
+  table: RouteTable;
+  /** While a caller is connected, and otherwise. */
+  heldBackoff: Backoff;
+  backoff: Backoff;
+  /** How long a plain held call may wait for an upstream that cannot be reached. */
+  unreachableAfterMs: number;
+  /** How long one attempt may take. */
+  attemptMs: number;
+}
+
+/** What a call needs beside its record. */
+export interface Content {
+  head: { method: string; path: string; headers: [string, string][] };
+  body: Uint8Array;
+}
+
+type Stop = "attempt" | "deadline" | "ended" | "shutdown";
+
+interface Run {
+  record: RequestRecord;
+  slot: Slot;
+  startedAt: number;
+  abort: Abort;
+  /** Why the call was stopped from here. */
+  stopped?: Stop;
+}
+
+const storageRetryMs = 250;
+const encoder = new TextEncoder();
+
+export class Attempts {
+  private readonly running = new Map<string, Run>();
+  private readonly world: World;
+  private readonly settings: AttemptSettings;
+  private readonly lanes: Lanes;
+  private readonly isConnected: (id: string) => boolean;
+  private closing = false;
+
+  /** `isConnected` tells whether a caller still waits on the line for a request. */
+  constructor(world: World, settings: AttemptSettings, lanes: Lanes, isConnected: (id: string) => boolean) {
+    this.world = world;
+    this.settings = settings;
+    this.lanes = lanes;
+    this.isConnected = isConnected;
+  }
+
+  get count(): number {
+    return this.running.size;
+  }
+
+  isRunning(id: string): boolean {
+    return this.running.has(id);
+  }
+
+  /** Stops the call of a request that has ended by somebody else's hand. False where none is under way here. */
+  stop(id: string): boolean {
+    const run = this.running.get(id);
+    if (run) stopRun(run, "ended");
+    return run !== undefined;
+  }
+
+  /** Stops every call; each is written as interrupted. */
+  shutDown(): void {
+    this.closing = true;
+    for (const run of this.running.values()) stopRun(run, "shutdown");
+  }
+
+  /**
+   * Makes the call of an attempt that has been committed as started, and sees it through to disk. Resolves
+   * with the record where it has to wait for another attempt, undefined where it has ended or was fenced.
+   * The slot is given back when the result is on disk, so a slow disk slows the intake, not the memory.
+   */
+  async run(record: RequestRecord, slot: Slot, content: Content): Promise<RequestRecord | undefined> {
+    const { clock, observer } = this.world;
+    const startedAt = clock.now();
+    const run: Run = { record, slot, startedAt, abort: { aborted: false, onAbort: undefined } };
+    this.running.set(record.id, run);
+    observer.tell({ event: "attempt_started", id: record.id, attempt: record.attempt, lane: record.lane });
+    try {
+      const outcome = await this.call(run, content);
+      return await this.settle(run, outcome, clock.now());
+    } catch (error) {
+      observer.tell({ event: "fault", where: "attempt", message: describe(error) });
+      return undefined;
+    } finally {
+      this.running.delete(record.id);
+      this.lanes.free(slot);
+    }
+  }
+
+  private async call(run: Run, { head, body }: Content): Promise<Outcome> {
+    const { record, abort } = run;
+    const leftMs = Math.max(0, record.deadlineAt - run.startedAt);
+    const phase = leftMs <= this.settings.attemptMs ? "deadline" : "attempt";
+    const limitMs = Math.min(leftMs, this.settings.attemptMs);
+    const cancelTimer = this.world.clock.timer(limitMs, () => stopRun(run, phase));
+    const call: UpstreamCall = { ...laneParts(record.lane), askedModel: record.model, ...head, body };
+    let outcome: Outcome = { kind: "aborted", sent: true };
+    try {
+      for await (const event of this.world.upstream.call(call, abort)) outcome = event.outcome;
+    } finally {
+      cancelTimer();
+    }
+    const timedOut = run.stopped === "attempt" || run.stopped === "deadline";
+    return outcome.kind === "aborted" && timedOut ? { kind: "timeout", phase } : outcome;
+  }
+
+  private async settle(run: Run, outcome: Outcome, now: number): Promise<RequestRecord | undefined> {
+    const { record, slot } = run;
+    const stoppedByUs = outcome.kind === "aborted" && (run.stopped === "ended" || run.stopped === "shutdown");
+    const reading = classify(outcome, record.lane, now);
+    // A call that we stopped tells nothing about its upstream; its probe, if it was one, is free again.
+    if (stoppedByUs) this.lanes.forgetProbe(slot, now);
+    else this.lanes.learn(slot, reading, now, this.world.random.next());
+    if (run.stopped === "ended") return undefined;
+    const moved = this.next(run, reading, now, stoppedByUs);
+    if (!moved) return undefined;
+    const ends = isTerminal(moved.record.state);
+    const parts = ends && outcome.kind === "response" ? answerParts(outcome) : undefined;
+    const applied = await this.commitAtLast({ kind: "change", transition: moved, parts });
+    if (!applied) return undefined;
+    this.tell(run, moved, reading, now);
+    return ends ? undefined : moved.record;
+  }
+
+  private next(run: Run, reading: Reading, now: number, stoppedByUs: boolean): Transition | undefined {
+    const { record } = run;
+    if (stoppedByUs)
+      return transition(record, { type: "interrupted", now, ...decideInterrupted(record, now) });
+    const step = this.decide(record, reading, now);
+    return transition(record, { type: "ended", now, result: reading.result, step });
+  }
+
+  private decide(record: RequestRecord, reading: Reading, now: number): Step {
+    const { heldBackoff, backoff, unreachableAfterMs } = this.settings;
+    return decide(record, reading, {
+      now,
+      luck: this.world.random.next(),
+      targets: this.targets(record).map((lane) => this.lanes.opening(lane, now)),
+      backoff: this.isConnected(record.id) ? heldBackoff : backoff,
+      unreachableAfterMs,
+    });
+  }
+
+  /** The lanes of a request's route; its own one where the configuration no longer knows the model. */
+  private targets(record: RequestRecord): string[] {
+    try {
+      return targetsFor(this.settings.table, record.model, record.terms.upstream).map(laneOf);
+    } catch {
+      return [record.lane];
+    }
+  }
+
+  /**
+   * Writes the end of an attempt, however long the disk is full: the answer is paid for. Gives up where
+   * the file is in doubt (the process is about to stop; the next start finds the attempt interrupted) and
+   * while stopping.
+   */
+  private async commitAtLast(change: Extract<ChangeSet, { kind: "change" }>): Promise<boolean> {
+    const { store, clock, observer } = this.world;
+    const { record } = change.transition;
+    for (;;) {
+      try {
+        const { status } = await store.commit(change);
+        if (status === "conflict") observer.tell({ event: "fenced", id: record.id, attempt: record.attempt });
+        return status === "applied";
+      } catch (error) {
+        if (!(error instanceof StorageError) || error.kind === "failed" || this.closing) throw error;
+        await new Promise<void>((resolve) => {
+          clock.timer(storageRetryMs, resolve);
+        });
+      }
+    }
+  }
+
+  private tell(run: Run, moved: Transition, reading: Reading, now: number): void {
+    const { observer } = this.world;
+    const { record, attempt } = moved;
+    const { id } = record;
+    const { verdict, status, failure } = reading.result;
+    const lane = run.record.lane;
+    observer.tell({
+      event: "attempt_ended",
+      id,
+      attempt: record.attempt,
+      lane,
+      verdict: attempt?.verdict ?? verdict,
+      status,
+      code: failure?.code,
+      durationMs: now - run.startedAt,
+      next: attempt?.reason ?? "",
+      retryAt: attempt?.retryAt,
+    });
+    if (reading.alert && failure) {
+      const { code, message } = failure;
+      observer.tell({ event: "alert", lane, code, status: failure.status, message });
+    }
+    if (!isTerminal(record.state)) return;
+    const { state, lastErrorCode: code } = record;
+    observer.tell({
+      event: "ended",
+      id,
+      state,
+      attempts: record.attempt,
+      durationMs: now - record.createdAt,
+      code,
+    });
+  }
+}
+
+function stopRun(run: Run, why: Stop): void {
+  if (run.abort.aborted) return;
+  run.stopped = why;
+  run.abort.aborted = true;
+  run.abort.onAbort?.();
+}
+
+/** The upstream's answer as it came: status and headers as JSON, the body byte for byte. */
+function answerParts({ status, headers, body }: Extract<Outcome, { kind: "response" }>): Part[] {
+  const head = encoder.encode(JSON.stringify({ status, headers }));
+  return [
+    { kind: "answer_head", seq: 0, bytes: head },
+    { kind: "answer", seq: 0, bytes: body },
+  ];
+}
+
+const describe = (error: unknown): string => (error instanceof Error ? error.message : String(error));

@@ -1,0 +1,106 @@
+/** Errors that reach a caller, and errors of the store. Everything else is a fault of ours and becomes `internal_error`. */
+
+import type { Failure } from "./request.ts";
+
+/** Codes of the errors that we raise ourselves. `api/errors.ts` maps each to its HTTP status and OpenAI type. */
+export type ErrorCode =
+  | "invalid_json"
+  | "invalid_body"
+  | "missing_required_parameter"
+  | "invalid_parameter"
+  | "invalid_idempotency_key"
+  | "idempotency_key_reused"
+  | "request_cancelled"
+  | "request_ended"
+  | "request_not_found"
+  | "model_not_found"
+  | "upstream_not_found"
+  | "invalid_cursor"
+  | "invalid_api_key"
+  | "foreign_host"
+  | "foreign_origin"
+  | "operator_only"
+  | "passthrough_off"
+  | "not_found"
+  | "method_not_allowed"
+  | "body_too_large"
+  | "unsupported_content_type"
+  | "still_running"
+  | "shutting_down"
+  | "storage_full"
+  | "storage_failed"
+  | "deadline_exceeded"
+  | "upstream_unreachable"
+  | "upstream_timeout"
+  | "upstream_connection_lost"
+  | "upstream_outcome_unknown"
+  | "upstream_bad_answer"
+  | "internal_error";
+
+/** A refusal with a code of ours. `param` names the field at fault; the message says what is allowed. */
+export class AppError extends Error {
+  readonly code: ErrorCode;
+  readonly param: string | undefined;
+  /** The request that this is about, where there is one. */
+  readonly requestId: string | undefined;
+
+  constructor(code: ErrorCode, message: string, more: { param?: string; requestId?: string } = {}) {
+    super(message);
+    this.code = code;
+    this.param = more.param;
+    this.requestId = more.requestId;
+  }
+}
+
+/**
+ * The store could not write or read. `full`: no space, nothing was written, try later.
+ * `failed`: the disk or the file is in doubt; the process must stop and recover on its next start.
+ */
+export class StorageError extends Error {
+  readonly kind: "full" | "failed";
+
+  constructor(kind: "full" | "failed", message: string) {
+    super(message);
+    this.kind = kind;
+  }
+}
+
+/** Failures that no upstream sent, with their HTTP status. */
+export const failures = {
+  deadline: (): Failure => ({
+    code: "deadline_exceeded",
+    message: "The request did not finish before its deadline.",
+    type: "timeout_error",
+    status: 504,
+  }),
+  unreachable: (upstream: string): Failure => ({
+    code: "upstream_unreachable",
+    message: `The upstream "${upstream}" could not be reached.`,
+    type: "api_connection_error",
+    status: 502,
+  }),
+  timeout: (upstream: string): Failure => ({
+    code: "upstream_timeout",
+    message: `The upstream "${upstream}" did not answer in time.`,
+    type: "timeout_error",
+    status: 504,
+  }),
+  lost: (upstream: string): Failure => ({
+    code: "upstream_connection_lost",
+    message: `The connection to the upstream "${upstream}" broke before its answer was complete.`,
+    type: "api_connection_error",
+    status: 502,
+  }),
+  unknown: (upstream: string): Failure => ({
+    code: "upstream_outcome_unknown",
+    message: `It is not known whether the upstream "${upstream}" ran this request, and it is not tried again.`,
+    type: "api_connection_error",
+    status: 502,
+  }),
+  badAnswer: (upstream: string): Failure => ({
+    code: "upstream_bad_answer",
+    message: `The upstream "${upstream}" answered 200 with a body that is not valid JSON.`,
+    type: "api_error",
+    status: 502,
+  }),
+} as const;

@@ -1,0 +1,190 @@
+/**
+ * The lanes and upstreams of this process: their gates, the calls in flight, the backlogs. Grants slots
+ * (the right to make one call) and learns from what came of them.
+ */
+
+import { Backlog } from "./backlog.ts";
+import {
+  admits,
+  close,
+  type Gate,
+  type GateBackoff,
+  open,
+  opensAt,
+  probeAbandoned,
+  probePassed,
+  probing,
+} from "./gate.ts";
+import type { Observer } from "./ports.ts";
+import { type Failure, laneParts, type RequestRecord } from "./request.ts";
+import type { Reading } from "./retry.ts";
+import type { Opening } from "./routing.ts";
+
+interface UpstreamState {
+  name: string;
+  gate: Gate;
+  inFlight: number;
+  maxConcurrency: number;
+  lanes: Lane[];
+  /** The lane that was served last: the next turn is its neighbour's. */
+  turn: number;
+}
+
+export interface Lane {
+  key: string;
+  upstream: UpstreamState;
+  gate: Gate;
+  backlog: Backlog;
+  /** What the upstream said when it closed the lane. */
+  refusal?: Failure;
+}
+
+/** The right to make one call in a lane; given back by `settle` or `abandon`, once. */
+export interface Slot {
+  lane: Lane;
+  /** The call is the one probe of the lane's gate, or of the upstream's. */
+  laneProbe: boolean;
+  upstreamProbe: boolean;
+}
+
+/** Why a request waits. Computed when asked, never stored. */
+export interface Waiting {
+  why: "rate_limit" | "backoff" | "scheduled" | "capacity";
+  until?: number;
+}
+
+export class Lanes {
+  private readonly lanes = new Map<string, Lane>();
+  private readonly upstreams = new Map<string, UpstreamState>();
+  private readonly backoff: GateBackoff;
+  private readonly observer: Observer;
+
+  constructor(
+    upstreams: { name: string; maxConcurrency: number }[],
+    backoff: GateBackoff,
+    observer: Observer,
+  ) {
+    this.backoff = backoff;
+    this.observer = observer;
+    for (const { name, maxConcurrency } of upstreams) {
+      this.upstreams.set(name, { name, gate: open, inFlight: 0, maxConcurrency, lanes: [], turn: 0 });
+    }
+  }
+
+  all(): Iterable<Lane> {
+    return this.lanes.values();
+  }
+
+  /** The lane, made on first use; undefined where its upstream is not configured (any more). */
+  get(key: string): Lane | undefined {
+    let lane = this.lanes.get(key);
+    if (lane) return lane;
+    const upstream = this.upstreams.get(laneParts(key).upstream);
+    if (!upstream) return undefined;
+    lane = { key, upstream, gate: open, backlog: new Backlog(key) };
+    this.lanes.set(key, lane);
+    upstream.lanes.push(lane);
+    return lane;
+  }
+
+  /** The lanes of an upstream in the order of their turns: each time another one is first. */
+  inTurn({ upstream }: Lane): Lane[] {
+    const { lanes } = upstream;
+    if (lanes.length === 1) return lanes;
+    upstream.turn = (upstream.turn + 1) % lanes.length;
+    return [...lanes.slice(upstream.turn), ...lanes.slice(0, upstream.turn)];
+  }
+
+  /** A slot, if the upstream has capacity and both gates let somebody through now. */
+  slot(lane: Lane, now: number): Slot | undefined {
+    const { upstream } = lane;
+    if (upstream.inFlight >= upstream.maxConcurrency) return undefined;
+    const byLane = admits(lane.gate, now);
+    const byUpstream = admits(upstream.gate, now);
+    if (byLane === "no" || byUpstream === "no") return undefined;
+    upstream.inFlight++;
+    if (byLane === "probe") lane.gate = probing(lane.gate);
+    if (byUpstream === "probe") upstream.gate = probing(upstream.gate);
+    return { lane, laneProbe: byLane === "probe", upstreamProbe: byUpstream === "probe" };
+  }
+
+  /** Gives back a slot whose call was never made. */
+  abandon(slot: Slot, now: number): void {
+    this.forgetProbe(slot, now);
+    this.free(slot);
+  }
+
+  /** A call was stopped by us: if it was a probe, the next one may try. */
+  forgetProbe({ lane, laneProbe, upstreamProbe }: Slot, now: number): void {
+    if (laneProbe) lane.gate = probeAbandoned(lane.gate, now);
+    if (upstreamProbe) lane.upstream.gate = probeAbandoned(lane.upstream.gate, now);
+  }
+
+  /** Learns from a call. The slot itself is given back by `free`, when the result is on disk. */
+  learn(slot: Slot, reading: Reading, now: number, luck: number): void {
+    const { lane, laneProbe, upstreamProbe } = slot;
+    const { upstream } = lane;
+    if (reading.verdict === "throttled") {
+      const { retryAfterMs } = reading;
+      const told = { now, luck, why: "rate_limit" as const, retryAfterMs, probe: laneProbe };
+      lane.refusal = reading.result.failure;
+      this.setGate(lane, lane.key, close(lane.gate, told, this.backoff));
+    } else if (laneProbe) {
+      // A probe that could not be sent says nothing about the lane: the next one may try.
+      const gate =
+        reading.verdict === "not_sent" ? probeAbandoned(lane.gate, now) : probePassed(lane.gate, now);
+      this.setGate(lane, lane.key, gate);
+    }
+    if (reading.verdict === "not_sent") {
+      const told = { now, luck, why: "unreachable" as const, probe: upstreamProbe };
+      this.setGate(upstream, upstream.name, close(upstream.gate, told, this.backoff));
+    } else if (upstreamProbe) {
+      this.setGate(upstream, upstream.name, probePassed(upstream.gate, now));
+    }
+  }
+
+  free(slot: Slot): void {
+    slot.lane.upstream.inFlight--;
+  }
+
+  /** When a lane opens by itself; Infinity while a probe is under way, whose end will tell. */
+  wakesAt(lane: Lane): number {
+    return Math.max(opensAt(lane.gate), opensAt(lane.upstream.gate));
+  }
+
+  /** From when a request may get through in a lane; a probe under way counts as "soon, not now". */
+  opening(key: string, now: number): Opening {
+    const lane = this.get(key);
+    if (!lane) return { lane: key, opensAt: Number.POSITIVE_INFINITY };
+    const at = this.wakesAt(lane);
+    return { lane: key, opensAt: Number.isFinite(at) ? at : now + 1 };
+  }
+
+  /** Since when the upstream of a lane could not be reached; undefined while it can. */
+  unreachableSince(key: string): number | undefined {
+    const gate = this.get(key)?.upstream.gate;
+    return gate && gate.kind !== "open" ? gate.since : undefined;
+  }
+
+  /** Why a waiting request waits, and until when, as far as that is known. */
+  explain(record: RequestRecord, now: number): Waiting {
+    const lane = this.get(record.lane);
+    const byUpstream = lane && opensAt(lane.upstream.gate);
+    const byLane = lane && opensAt(lane.gate);
+    const until = (at: number) => (Number.isFinite(at) ? Math.max(at, record.dueAt) : undefined);
+    if (byLane && byLane > now) return { why: "rate_limit", until: until(byLane) };
+    if (byUpstream && byUpstream > now) return { why: "backoff", until: until(byUpstream) };
+    if (record.dueAt > now) return { why: record.attempt > 0 ? "backoff" : "scheduled", until: record.dueAt };
+    return { why: "capacity" };
+  }
+
+  private setGate(of: { gate: Gate }, name: string, gate: Gate): void {
+    const was = of.gate;
+    of.gate = gate;
+    if (gate.kind === "closed" && (was.kind !== "closed" || gate.until !== was.until)) {
+      const { why, until, strikes } = gate;
+      this.observer.tell({ event: "gate_closed", gate: name, why, until, strikes });
+    }
+    if (gate.kind === "open" && was.kind !== "open") this.observer.tell({ event: "gate_opened", gate: name });
+  }
+}

@@ -1,0 +1,215 @@
+/** What core needs from the outside: the World. Built twice: by server.ts, and by the simulation with a seed. */
+
+import type { AttemptRecord, Failure, Owner, RequestRecord, State, Transition, Verdict } from "./request.ts";
+
+export interface World {
+  clock: Clock;
+  random: Random;
+  store: Store;
+  upstream: Upstream;
+  observer: Observer;
+}
+
+export interface Clock {
+  /** Epoch ms. */
+  now(): number;
+  /** Runs `run` once after `delayMs`; the returned function cancels. Delays of a second and more may be rounded up. */
+  timer(delayMs: number, run: () => void): () => void;
+}
+
+export interface Random {
+  /** Uniform in [0, 1). */
+  next(): number;
+  /** A new request id, `req_…`; later ones sort after earlier ones. */
+  id(): string;
+}
+
+/** Parts of a request that are kept apart from its row. Heads are JSON. */
+export type PartKind = "head" | "body" | "answer_head" | "answer";
+export interface Part {
+  kind: PartKind;
+  seq: number;
+  bytes: Uint8Array;
+}
+
+/** Everything that one step of a request writes, in one transaction or not at all. */
+export type ChangeSet =
+  | {
+      kind: "accept";
+      record: RequestRecord;
+      /** Where the request starts at once. */
+      attempt?: AttemptRecord;
+      parts: Part[];
+      /** Bound in this very transaction, so that of two equal keys exactly one is accepted. */
+      key?: { project: string; endpoint: string; key: string };
+    }
+  | {
+      kind: "change";
+      transition: Transition;
+      parts?: Part[];
+      /** Drop the answer of the round before. */
+      dropAnswer?: boolean;
+    };
+
+/** `conflict`: nothing was written; `current` is the record that stands in the way, if it exists. */
+export type CommitResult = { status: "applied" } | { status: "conflict"; current: RequestRecord | undefined };
+
+/** Requests that wait in one lane, by priority and project. */
+export interface ReadyGroup {
+  lane: string;
+  priority: RequestRecord["priority"];
+  project: string;
+  count: number;
+}
+
+export interface ListQuery {
+  project: string;
+  states?: State[];
+  model?: string;
+  upstream?: string;
+  errorCode?: string;
+  endpoint?: string;
+  tag?: string;
+  idempotencyKey?: string;
+  /** Epoch ms, both exclusive. */
+  createdAfter?: number;
+  createdBefore?: number;
+  /** Keyset cursor: the id of the last record of the page before. */
+  after?: string;
+  order: "asc" | "desc";
+  limit: number;
+}
+
+/** An ended request, handed to those who wait for it. */
+export interface Ended {
+  record: RequestRecord;
+  /** Parts of the answer, where an upstream gave one. */
+  answer: Part[];
+}
+
+/**
+ * The lifecycle of requests on disk. Every promise resolves after COMMIT, and rejects with a
+ * StorageError only. All instants are parameters: no query reads a clock.
+ */
+export interface Store {
+  commit(change: ChangeSet): Promise<CommitResult>;
+  get(id: string): Promise<RequestRecord | undefined>;
+  byKey(project: string, endpoint: string, key: string): Promise<RequestRecord | undefined>;
+  /** The newest record of the project whose answer has this id. */
+  byResponse(project: string, responseId: string): Promise<RequestRecord | undefined>;
+  parts(id: string, kinds: PartKind[]): Promise<Part[]>;
+  attempts(id: string): Promise<AttemptRecord[]>;
+  list(query: ListQuery): Promise<RequestRecord[]>;
+  /** How many requests wait, per lane, priority and project. */
+  groups(): Promise<ReadyGroup[]>;
+  /** The waiting requests of one group in the order of (dueAt, id). */
+  heads(group: Omit<ReadyGroup, "count">, limit: number): Promise<RequestRecord[]>;
+  /** Waiting requests (of one lane, if named) in the order of their deadlines. */
+  expiring(query: { lane?: string; limit: number }): Promise<RequestRecord[]>;
+  /** Processing requests whose owner is an earlier start of this node. */
+  interrupted(owner: Owner, limit: number): Promise<RequestRecord[]>;
+  /** Calls back once when the request has ended, wherever it ran; the returned function stops watching. */
+  watch(id: string, onEnded: (ended: Ended) => void): () => void;
+  /** Whether new work may be accepted: false while free disk space is below the floor. */
+  hasSpace(): boolean;
+  close(): Promise<void>;
+}
+
+/** One call of one attempt. */
+export interface UpstreamCall {
+  upstream: string;
+  /** As the target names it; `askedModel` is what the body says. */
+  model: string;
+  askedModel: string;
+  method: string;
+  /** Below the upstream's base URL, with the query as the caller sent it. */
+  path: string;
+  headers: [string, string][];
+  body: Uint8Array;
+}
+
+/** What an answer says about itself; read once, where it arrives, so that core never parses bodies. */
+export interface AnswerFacts {
+  /** False where a JSON answer does not parse. */
+  wellFormed: boolean;
+  id?: string;
+  model?: string;
+  /** JSON text of the answer's `usage`. */
+  usage?: string;
+  /** An error object in the body, whatever the status. Scrubbed of keys and organisation ids. */
+  error?: { message: string; type?: string; code?: string; param?: string };
+}
+
+/** What came back from an attempt, as data: never an exception, never a faked response. */
+export type Outcome =
+  | {
+      kind: "response";
+      status: number;
+      headers: [string, string][];
+      body: Uint8Array;
+      facts: AnswerFacts;
+      firstByteAt: number;
+    }
+  | { kind: "network_error"; code: string; sent: boolean }
+  | { kind: "timeout"; phase: "connect" | "headers" | "attempt" | "deadline" }
+  | { kind: "aborted"; sent: boolean };
+
+/** The last event is always `ended`; a plain answer has no other. */
+export type UpstreamEvent = { kind: "ended"; outcome: Outcome };
+
+/** A call that is let through without a record: any method, any body, both ways as they come. */
+export interface ForwardCall {
+  upstream: string;
+  method: string;
+  path: string;
+  headers: [string, string][];
+  body: AsyncIterable<Uint8Array> | Uint8Array | undefined;
+}
+export type ForwardReply =
+  | { kind: "response"; status: number; headers: [string, string][]; body: AsyncIterable<Uint8Array> }
+  | { kind: "network_error"; code: string; sent: boolean }
+  | { kind: "timeout"; phase: "connect" | "headers" };
+
+/** Says once that a call is no longer wanted. Lighter than an AbortController, and the same in the simulation. */
+export interface Abort {
+  aborted: boolean;
+  onAbort: (() => void) | undefined;
+}
+
+export interface Upstream {
+  call(call: UpstreamCall, abort: Abort): AsyncIterable<UpstreamEvent>;
+  forward(call: ForwardCall, abort: Abort): Promise<ForwardReply>;
+  /** The models that an upstream lists, or undefined where it could not be asked. */
+  models(upstream: string): Promise<string[] | undefined>;
+}
+
+/** Tells what happened; no prompt, answer or secret is ever in it. */
+export interface Observer {
+  tell(event: Told): void;
+}
+export type Told =
+  | { event: "accepted"; id: string; lane: string; state: State }
+  | { event: "attempt_started"; id: string; attempt: number; lane: string }
+  | {
+      event: "attempt_ended";
+      id: string;
+      attempt: number;
+      lane: string;
+      verdict: Verdict;
+      status?: number;
+      code?: string;
+      durationMs: number;
+      next: string;
+      retryAt?: number;
+    }
+  | { event: "ended"; id: string; state: State; attempts: number; durationMs: number; code?: string }
+  | { event: "fenced"; id: string; attempt: number }
+  | { event: "gate_closed"; gate: string; why: string; until: number; strikes: number }
+  | { event: "gate_opened"; gate: string }
+  | { event: "alert"; lane: string; code: string; status: number; message: string }
+  | { event: "recovered"; interrupted: number; waiting: number }
+  | { event: "storage_trouble"; kind: "full" | "failed" | "low"; message: string }
+  | { event: "storage_recovered" }
+  | { event: "fault"; where: string; message: string };
+
+export type { Failure };

@@ -1,0 +1,383 @@
+/** The one door to requests for api and dashboard: submit, wait, look up, cancel, list. */
+
+import type { Content } from "./attempts.ts";
+import { AppError, StorageError } from "./errors.ts";
+import type { Waiting } from "./lanes.ts";
+import type { ChangeSet, Ended, ListQuery, Part, Store, World } from "./ports.ts";
+import {
+  type AttemptRecord,
+  failedInVain,
+  isReady,
+  isTerminal,
+  type Owner,
+  type Priority,
+  type RequestRecord,
+  startAtOnce,
+  type Terms,
+  transition,
+} from "./request.ts";
+import { laneOf, nextTarget, type RouteTable, targetsFor } from "./routing.ts";
+import { Scheduler, type SchedulerSettings } from "./scheduler.ts";
+
+/** What a caller asks for, as api has read it. */
+export interface Draft {
+  project: string;
+  endpoint: string;
+  model: string;
+  content: Content;
+  terms: Terms;
+  priority: Priority;
+  /** Epoch ms; undefined = now. */
+  runAt?: number;
+  tags: string[];
+  idempotencyKey?: string;
+  fingerprint?: string;
+  callHash?: string;
+  /** The caller stays on the line. */
+  hold: boolean;
+}
+
+export type Submission = {
+  /** `replayed`: the key is known and its request has ended. `joined`: it is still under way. */
+  kind: "accepted" | "joined" | "replayed";
+  record: RequestRecord;
+  /** Open where the draft said `hold`; to be handed to `wait`, or closed. */
+  line?: Line;
+};
+
+const encoder = new TextEncoder();
+
+export class Queue {
+  private readonly world: World;
+  private readonly table: RouteTable;
+  private readonly owner: Owner;
+  private readonly scheduler: Scheduler;
+  /** How many callers wait on the line for a request. */
+  private readonly connected = new Map<string, number>();
+  private readonly waiting = new Set<(last: boolean) => void>();
+  private stopping = false;
+
+  constructor(world: World, settings: SchedulerSettings) {
+    this.world = world;
+    this.table = settings.table;
+    this.owner = settings.owner;
+    this.scheduler = new Scheduler(world, settings, (id) => this.connected.has(id));
+  }
+
+  /** Recovers what a crash left behind and begins to dispatch. Before any traffic. */
+  start(): Promise<void> {
+    return this.scheduler.start();
+  }
+
+  /** Refuses new work at once, gives attempts under way `drainMs`, then stops them safely. */
+  async stop(drainMs: number): Promise<void> {
+    this.stopping = true;
+    for (const tell of [...this.waiting]) tell(false);
+    await this.scheduler.stop(drainMs);
+    for (const tell of [...this.waiting]) tell(true);
+  }
+
+  get isStopping(): boolean {
+    return this.stopping;
+  }
+
+  /** Whether new work is accepted, and if not, why. */
+  refusal(): AppError | undefined {
+    if (this.stopping)
+      return new AppError("shutting_down", "The server is shutting down. Try again in a moment.");
+    if (!this.world.store.hasSpace()) {
+      return new AppError(
+        "storage_full",
+        "There is too little disk space to accept requests. Try again later.",
+      );
+    }
+    return undefined;
+  }
+
+  /**
+   * Commits a request, or finds the one that its idempotency key names. When it resolves the request is on
+   * disk. With `hold`, a line to the request is open before it can end.
+   * @throws AppError `shutting_down`, `storage_full`, `model_not_found`, `idempotency_key_reused`, …
+   */
+  async submit(draft: Draft): Promise<Submission> {
+    const refusal = this.refusal();
+    if (refusal) throw refusal;
+    const record = this.newRecord(draft);
+    const slot = this.scheduler.slotFor(record);
+    const now = record.createdAt;
+    const first = slot ? startAtOnce(record, { now, owner: this.owner }) : { record };
+    const line = draft.hold ? this.openLine(record.id) : undefined;
+    const change: ChangeSet = {
+      kind: "accept",
+      ...first,
+      parts: contentParts(draft.content),
+      key: keyOf(draft),
+    };
+    const abandon = () => {
+      line?.close();
+      if (slot) this.scheduler.release(slot);
+    };
+    const result = await this.commit(change).catch((error) => {
+      abandon();
+      throw error;
+    });
+    if (result.status === "conflict") {
+      abandon();
+      return this.known(draft, result.current);
+    }
+    const { id, lane, state } = first.record;
+    this.world.observer.tell({ event: "accepted", id, lane, state });
+    if (slot) this.scheduler.run(first.record, slot, draft.content);
+    else this.scheduler.enqueue(record);
+    return { kind: "accepted", record: first.record, line };
+  }
+
+  /** A line to a request that may have ended already. `caller`: see `Line`. */
+  async listen(id: string, as: { caller: boolean }): Promise<Line> {
+    const line = this.openLine(id, as.caller);
+    try {
+      const ended = await this.ended(id);
+      if (ended) line.hear(ended);
+      return line;
+    } catch (error) {
+      line.close();
+      throw error;
+    }
+  }
+
+  /**
+   * Waits on a line until the request ends, at most `waitMs`, and closes the line. Undefined when it has not
+   * ended by then, when `hangUp` is called because nobody listens any more, or when the server stops and
+   * the request is not just being answered.
+   */
+  wait(line: Line, waitMs: number, onHangUp?: (hangUp: () => void) => void): Promise<Ended | undefined> {
+    return new Promise((resolve) => {
+      const finish = (ended: Ended | undefined) => {
+        cancelTimer();
+        this.waiting.delete(onStopping);
+        line.close();
+        resolve(ended);
+      };
+      const onStopping = (last: boolean) => {
+        if (last || !this.scheduler.isRunning(line.id)) finish(undefined);
+      };
+      const cancelTimer = this.world.clock.timer(waitMs, () => finish(undefined));
+      this.waiting.add(onStopping);
+      onHangUp?.(() => finish(undefined));
+      line.onEnded(finish);
+      if (this.stopping) onStopping(false);
+    });
+  }
+
+  /** The request with its answer, if it has ended. */
+  async ended(id: string): Promise<Ended | undefined> {
+    const record = await this.world.store.get(id);
+    return record && isTerminal(record.state) ? this.withAnswer(record) : undefined;
+  }
+
+  async withAnswer(record: RequestRecord): Promise<Ended> {
+    const answer = await this.world.store.parts(record.id, ["answer_head", "answer"]);
+    return { record, answer };
+  }
+
+  /** A request of the project, by its own id or by the id of its answer. @throws AppError `request_not_found` */
+  async get(project: string, id: string): Promise<RequestRecord> {
+    const { store } = this.world;
+    const record = id.startsWith("req_") ? await store.get(id) : await store.byResponse(project, id);
+    if (record && record.project === project) return record;
+    throw new AppError("request_not_found", `There is no request "${printable(id)}".`, { param: "id" });
+  }
+
+  attempts(id: string): Promise<AttemptRecord[]> {
+    return this.world.store.attempts(id);
+  }
+
+  async body(id: string): Promise<Uint8Array | undefined> {
+    const [body] = await this.world.store.parts(id, ["body"]);
+    return body?.bytes;
+  }
+
+  /** One page of a project's requests. @throws AppError `invalid_cursor` */
+  async list(query: ListQuery): Promise<RequestRecord[]> {
+    if (query.after !== undefined) {
+      const cursor = await this.world.store.get(query.after);
+      if (cursor?.project !== query.project) {
+        throw new AppError("invalid_cursor", "`after` must be the id of a request of an earlier page.", {
+          param: "after",
+        });
+      }
+    }
+    return this.world.store.list(query);
+  }
+
+  /**
+   * Cancels a request: one that waits never starts, one that runs is stopped. Cancelling a cancelled one
+   * changes nothing. @throws AppError `request_ended` where it has completed or failed.
+   */
+  async cancel(project: string, id: string): Promise<RequestRecord> {
+    for (;;) {
+      const record = await this.get(project, id);
+      if (record.state === "cancelled") return record;
+      const now = this.world.clock.now();
+      const moved = transition(record, { type: "cancelled", now });
+      if (!moved) {
+        throw new AppError("request_ended", `The request is ${record.state} already.`, {
+          requestId: record.id,
+        });
+      }
+      const { status } = await this.commit({ kind: "change", transition: moved });
+      if (status === "conflict") continue;
+      this.scheduler.drop(record);
+      const { state, attempt: attempts, lastErrorCode: code } = moved.record;
+      const durationMs = now - record.createdAt;
+      this.world.observer.tell({ event: "ended", id: record.id, state, attempts, durationMs, code });
+      return moved.record;
+    }
+  }
+
+  /** Why a request waits and until when; undefined for one that does not wait. */
+  explain(record: RequestRecord): Waiting | undefined {
+    return isReady(record.state) ? this.scheduler.lanes.explain(record, this.world.clock.now()) : undefined;
+  }
+
+  private newRecord(draft: Draft): RequestRecord {
+    const { clock, random } = this.world;
+    const now = clock.now();
+    const targets = targetsFor(this.table, draft.model, draft.terms.upstream).map(laneOf);
+    const openings = targets.map((lane) => this.scheduler.lanes.opening(lane, now));
+    const { project, endpoint, model, terms, priority, tags, idempotencyKey, fingerprint, callHash } = draft;
+    const dueAt = draft.runAt ?? now;
+    return {
+      id: random.id(),
+      project,
+      endpoint,
+      model,
+      state: "queued",
+      lane: nextTarget(openings, { lane: "", excluded: [] }, "first", now)?.lane ?? targets[0]!,
+      priority,
+      dueAt,
+      createdAt: now,
+      updatedAt: now,
+      deadlineAt: dueAt + terms.deadlineMs,
+      attempt: 0,
+      round: 1,
+      counted: 0,
+      throttled: 0,
+      excluded: [],
+      terms,
+      idempotencyKey,
+      fingerprint,
+      callHash,
+      answered: false,
+      duplicatePossible: false,
+      tags,
+    };
+  }
+
+  /** @throws AppError `storage_full`, `storage_failed` */
+  private async commit(change: ChangeSet) {
+    try {
+      return await this.world.store.commit(change);
+    } catch (error) {
+      if (!(error instanceof StorageError)) throw error;
+      const message = "The request could not be stored; nothing was sent. Try again later.";
+      throw new AppError(error.kind === "full" ? "storage_full" : "storage_failed", message);
+    }
+  }
+
+  /** What an idempotency key that is taken leads to. */
+  private async known(draft: Draft, current: RequestRecord | undefined): Promise<Submission> {
+    if (!current) throw new AppError("internal_error", "A new request collided with an old one. Try again.");
+    if (current.fingerprint !== draft.fingerprint) {
+      throw new AppError(
+        "idempotency_key_reused",
+        "This idempotency key was used with another body. Use a new key for a new request.",
+        { param: "idempotency_key", requestId: current.id },
+      );
+    }
+    if (failedInVain(current)) return this.revive(draft, current);
+    return this.knownAs(isTerminal(current.state) ? "replayed" : "joined", draft, current);
+  }
+
+  private async knownAs(
+    kind: "joined" | "replayed",
+    draft: Draft,
+    record: RequestRecord,
+  ): Promise<Submission> {
+    const line = draft.hold ? await this.listen(record.id, { caller: true }) : undefined;
+    return { kind, record, line };
+  }
+
+  /** A key whose request failed for want of time or attempts starts a new round on the same record. */
+  private async revive(draft: Draft, current: RequestRecord): Promise<Submission> {
+    const now = this.world.clock.now();
+    const { lane } = this.newRecord(draft);
+    const dueAt = draft.runAt ?? now;
+    const moved = transition(current, { type: "revived", now, lane, terms: draft.terms, dueAt });
+    if (!moved) return this.knownAs("replayed", draft, current);
+    const result = await this.commit({ kind: "change", transition: moved, dropAnswer: true });
+    if (result.status === "conflict") return this.known(draft, result.current);
+    const submission = await this.knownAs("joined", draft, moved.record);
+    this.scheduler.enqueue(moved.record);
+    return submission;
+  }
+
+  private openLine(id: string, caller = true): Line {
+    const count = (by: number) => {
+      const callers = (this.connected.get(id) ?? 0) + by;
+      if (callers > 0) this.connected.set(id, callers);
+      else this.connected.delete(id);
+    };
+    if (caller) count(1);
+    return new Line(this.world.store, id, () => caller && count(-1));
+  }
+}
+
+/**
+ * Somebody who waits for one request. As long as a caller's line is open, retries are quick, because
+ * somebody is there to have the answer.
+ */
+export class Line {
+  readonly id: string;
+  private ended: Ended | undefined;
+  private listener: ((ended: Ended) => void) | undefined;
+  private readonly unwatch: () => void;
+  private readonly onClose: () => void;
+  private closed = false;
+
+  constructor(store: Store, id: string, onClose: () => void) {
+    this.id = id;
+    this.onClose = onClose;
+    this.unwatch = store.watch(id, (ended) => this.hear(ended));
+  }
+
+  hear(ended: Ended): void {
+    this.ended ??= ended;
+    if (!this.closed) this.listener?.(this.ended);
+  }
+
+  onEnded(listener: (ended: Ended) => void): void {
+    this.listener = listener;
+    if (this.ended) listener(this.ended);
+  }
+
+  close(): void {
+    if (this.closed) return;
+    this.closed = true;
+    this.unwatch();
+    this.onClose();
+  }
+}
+
+function contentParts({ head, body }: Content): Part[] {
+  return [
+    { kind: "head", seq: 0, bytes: encoder.encode(JSON.stringify(head)) },
+    { kind: "body", seq: 0, bytes: body },
+  ];
+}
+
+function keyOf({ project, endpoint, idempotencyKey }: Draft) {
+  return idempotencyKey === undefined ? undefined : { project, endpoint, key: idempotencyKey };
+}
+
+const printable = (id: string): string => id.slice(0, 80).replace(/[^\x21-\x7e]/g, "?");

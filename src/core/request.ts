@@ -1,0 +1,385 @@
+/**
+ * The durable record of one request, and the only gate through which its state changes.
+ *
+ * `transition(record, event)` is pure: it returns the record as it will be, the attempt that goes with
+ * it, and the expectation that must still hold when it is written. The store applies it as a
+ * compare-and-set, so a writer that lost its lease changes nothing.
+ */
+
+export type State = "queued" | "processing" | "retrying" | "completed" | "failed" | "cancelled";
+export type Priority = "interactive" | "default" | "batch";
+export type Verdict =
+  | "success"
+  | "throttled"
+  | "transient"
+  | "ambiguous"
+  | "not_sent"
+  | "invalid_output"
+  | "permanent";
+
+/** What an interrupted or timed-out attempt means: call again, or fail because it may have been paid for. */
+export type OnUnknown = "retry" | "fail";
+export type OnDisconnect = "continue" | "cancel";
+
+/** The right of one process to write a processing request: a node and the number of its start. */
+export interface Owner {
+  node: string;
+  epoch: number;
+}
+
+/** An error as it stands on the record and as a caller gets it. `status` is the HTTP status that goes with it. */
+export interface Failure {
+  code: string;
+  message: string;
+  type: string;
+  param?: string;
+  status: number;
+}
+
+/** What a caller asked for beside the body; stored with the record, because a retry must keep to it. */
+export interface Terms {
+  /** Attempts that may count before the request fails. */
+  maxAttempts: number;
+  /** How long the request may take, from `runAt`. */
+  deadlineMs: number;
+  onUnknown: OnUnknown;
+  onDisconnect: OnDisconnect;
+  /** A plain SDK call: nobody can come back for the answer, so budgets are short. */
+  held: boolean;
+  /** Upstream that the caller named; no other one may serve. */
+  upstream?: string;
+}
+
+export interface RequestRecord {
+  /** `req_…`, time-ordered. */
+  id: string;
+  project: string;
+  endpoint: string;
+  /** As the caller named it. */
+  model: string;
+  state: State;
+  /** The lane (`upstream/model`) in whose queue the request stands, or that serves it. */
+  lane: string;
+  priority: Priority;
+  /** Not claimed before this instant. */
+  dueAt: number;
+  createdAt: number;
+  updatedAt: number;
+  startedAt?: number;
+  endedAt?: number;
+  deadlineAt: number;
+  /** Attempts started so far, over all rounds; the number of the latest one. */
+  attempt: number;
+  round: number;
+  /** Attempts of this round that used up the budget. */
+  counted: number;
+  /** Attempts of this round that the upstream throttled. */
+  throttled: number;
+  /** Lanes that refused this request for good in this round. */
+  excluded: string[];
+  /** Since when the upstream of this request could not be reached, if so. */
+  unreachableSince?: number;
+  owner?: Owner;
+  terms: Terms;
+  idempotencyKey?: string;
+  /** SHA-256 (hex) of the canonical body; only where there is a key. */
+  fingerprint?: string;
+  /** SHA-256 (hex) of what must be equal for a keyless call to be taken for a repetition of this one. */
+  callHash?: string;
+  /** Whether a reply that ends the matter reached the caller; written lazily. */
+  answered: boolean;
+  duplicatePossible: boolean;
+  tags: string[];
+  upstream?: string;
+  servedModel?: string;
+  /** The answer's own id (`chatcmpl-…`). */
+  responseId?: string;
+  /** The answer's `usage`, as JSON text. */
+  usage?: string;
+  error?: Failure;
+  lastErrorCode?: string;
+  /** Why it ended as it did. */
+  endReason?: Reason;
+}
+
+/** One call to an upstream. Without `endedAt` it is under way, or its process died. */
+export interface AttemptRecord {
+  requestId: string;
+  number: number;
+  round: number;
+  upstream: string;
+  model: string;
+  startedAt: number;
+  firstByteAt?: number;
+  endedAt?: number;
+  status?: number;
+  verdict?: Verdict;
+  /** Whether it used up one of the request's attempts. */
+  counted: boolean;
+  errorCode?: string;
+  errorMessage?: string;
+  /** Why it was, or was not, followed by another attempt. */
+  reason?: Reason;
+  retryAt?: number;
+  providerRequestId?: string;
+  usage?: string;
+}
+
+export type Reason =
+  | "answered"
+  | "next_target"
+  | "backoff"
+  | "retry_after"
+  | "upstream_closed"
+  | "exhausted"
+  | "deadline"
+  | "permanent"
+  | "outcome_unknown"
+  | "unreachable"
+  | "interrupted"
+  | "cancelled";
+
+/** What an ended attempt leaves on its record. */
+export interface AttemptResult {
+  verdict: Verdict;
+  status?: number;
+  firstByteAt?: number;
+  providerRequestId?: string;
+  responseId?: string;
+  servedModel?: string;
+  usage?: string;
+  /** Absent on success. */
+  failure?: Failure;
+}
+
+/** What follows an ended attempt; computed by `retry.ts`. */
+export type Step =
+  | { kind: "complete" }
+  | { kind: "retry"; dueAt: number; lane: string; counted: boolean; reason: Reason; excluded: string[] }
+  | { kind: "fail"; failure: Failure; counted: boolean; reason: Reason };
+
+export type RequestEvent =
+  | { type: "started"; now: number; owner: Owner }
+  | { type: "ended"; now: number; result: AttemptResult; step: Step }
+  | { type: "interrupted"; now: number; result: AttemptResult; step: Step }
+  | { type: "cancelled"; now: number }
+  | { type: "gave_up"; now: number; failure: Failure; reason: Reason }
+  | { type: "rerouted"; now: number; lane: string }
+  | { type: "revived"; now: number; lane: string; terms: Terms; dueAt: number };
+
+/** What must still hold in the store for a transition to be applied. */
+export interface Expectation {
+  state: State;
+  attempt: number;
+  round: number;
+  owner?: Owner;
+}
+
+export interface Transition {
+  expect: Expectation;
+  record: RequestRecord;
+  attempt?: AttemptRecord;
+  /** The number of an old throttled attempt that makes room for this one. */
+  forget?: number;
+}
+
+/** From which states an event may come, and to which it leads. docs/architecture.md draws this table. */
+export const chart: Record<RequestEvent["type"], { from: State[]; to: State[] }> = {
+  started: { from: ["queued", "retrying"], to: ["processing"] },
+  ended: { from: ["processing"], to: ["completed", "failed", "retrying"] },
+  interrupted: { from: ["processing"], to: ["retrying", "failed"] },
+  cancelled: { from: ["queued", "retrying", "processing"], to: ["cancelled"] },
+  gave_up: { from: ["queued", "retrying"], to: ["failed"] },
+  rerouted: { from: ["queued", "retrying"], to: ["queued", "retrying"] },
+  revived: { from: ["failed", "cancelled"], to: ["queued"] },
+};
+
+export const isTerminal = (state: State): boolean =>
+  state === "completed" || state === "failed" || state === "cancelled";
+
+/** Failed for want of time, attempts or a reachable upstream, not by a refusal: another round may succeed. */
+export const failedInVain = ({ state, endReason }: RequestRecord): boolean =>
+  state === "failed" &&
+  (endReason === "exhausted" || endReason === "deadline" || endReason === "unreachable");
+
+export const isReady = (state: State): boolean => state === "queued" || state === "retrying";
+
+/** Splits a lane into its upstream and model: model names may hold slashes, upstream names do not. */
+export function laneParts(lane: string): { upstream: string; model: string } {
+  const slash = lane.indexOf("/");
+  return { upstream: lane.slice(0, slash), model: lane.slice(slash + 1) };
+}
+
+/** At most this many throttled attempts are kept per request; older ones are forgotten, the count is not. */
+export const throttledKept = 100;
+
+/**
+ * The record as `event` leaves it, or undefined where the event cannot happen in the record's state
+ * (a terminal state is never left but by `revived`).
+ */
+export function transition(record: RequestRecord, event: RequestEvent): Transition | undefined {
+  if (!chart[event.type].from.includes(record.state)) return undefined;
+  const { state, attempt, round, owner } = record;
+  const expect: Expectation = { state, attempt, round, owner };
+  switch (event.type) {
+    case "started":
+      return { expect, ...started(record, event) };
+    case "ended":
+    case "interrupted":
+      return { expect, ...ended(record, event) };
+    case "cancelled":
+      return { expect, ...cancelled(record, event.now) };
+    case "gave_up":
+      return { expect, record: over(record, "failed", event.now, event.reason, event.failure) };
+    case "rerouted":
+      return { expect, record: { ...record, lane: event.lane, updatedAt: event.now } };
+    case "revived":
+      return { expect, record: revived(record, event) };
+  }
+}
+
+/** A record that starts its first attempt in the same commit that accepts it. */
+export function startAtOnce(
+  record: RequestRecord,
+  event: { now: number; owner: Owner },
+): { record: RequestRecord; attempt: AttemptRecord } {
+  return started(record, { type: "started", ...event });
+}
+
+function started(record: RequestRecord, event: { type: "started"; now: number; owner: Owner }) {
+  const number = record.attempt + 1;
+  const attempt: AttemptRecord = {
+    requestId: record.id,
+    number,
+    round: record.round,
+    ...laneParts(record.lane),
+    startedAt: event.now,
+    counted: false,
+  };
+  const next: RequestRecord = {
+    ...record,
+    state: "processing",
+    attempt: number,
+    owner: event.owner,
+    startedAt: record.startedAt ?? event.now,
+    updatedAt: event.now,
+  };
+  const forget = record.throttled >= throttledKept ? record.attempt - throttledKept + 1 : undefined;
+  return { record: next, attempt, forget };
+}
+
+function ended(record: RequestRecord, event: { now: number; result: AttemptResult; step: Step }) {
+  const { now, result, step } = event;
+  const counted = step.kind === "complete" ? true : step.counted;
+  const attempt = endedAttempt(record, now, result, step, counted);
+  const ambiguousAgain = result.verdict === "ambiguous" && step.kind === "retry";
+  const common: RequestRecord = {
+    ...record,
+    updatedAt: now,
+    owner: undefined,
+    counted: record.counted + (counted ? 1 : 0),
+    throttled: record.throttled + (result.verdict === "throttled" ? 1 : 0),
+    unreachableSince: result.verdict === "not_sent" ? (record.unreachableSince ?? now) : undefined,
+    duplicatePossible: record.duplicatePossible || ambiguousAgain,
+    lastErrorCode: result.failure?.code ?? record.lastErrorCode,
+  };
+  if (step.kind === "retry") {
+    const { dueAt, lane, excluded } = step;
+    return { record: { ...common, state: "retrying" as const, dueAt, lane, excluded }, attempt };
+  }
+  const { upstream } = laneParts(record.lane);
+  if (step.kind === "fail") {
+    return { record: { ...over(common, "failed", now, step.reason, step.failure), upstream }, attempt };
+  }
+  const { servedModel, responseId, usage } = result;
+  const done = { ...over(common, "completed", now, "answered"), upstream, servedModel, responseId, usage };
+  return { record: done, attempt };
+}
+
+function endedAttempt(
+  record: RequestRecord,
+  now: number,
+  result: AttemptResult,
+  step: Step,
+  counted: boolean,
+): AttemptRecord {
+  return {
+    requestId: record.id,
+    number: record.attempt,
+    round: record.round,
+    ...laneParts(record.lane),
+    startedAt: record.updatedAt,
+    firstByteAt: result.firstByteAt,
+    endedAt: now,
+    status: result.status,
+    verdict: result.verdict,
+    counted,
+    errorCode: result.failure?.code,
+    errorMessage: result.failure?.message,
+    reason: step.kind === "complete" ? "answered" : step.reason,
+    retryAt: step.kind === "retry" ? step.dueAt : undefined,
+    providerRequestId: result.providerRequestId,
+    usage: result.usage,
+  };
+}
+
+function cancelled(record: RequestRecord, now: number) {
+  const next = over({ ...record, lastErrorCode: "request_cancelled" }, "cancelled", now, "cancelled");
+  if (record.state !== "processing") return { record: next };
+  const attempt: AttemptRecord = {
+    requestId: record.id,
+    number: record.attempt,
+    round: record.round,
+    ...laneParts(record.lane),
+    startedAt: record.updatedAt,
+    endedAt: now,
+    verdict: "ambiguous",
+    counted: false,
+    errorCode: "request_cancelled",
+    reason: "cancelled",
+  };
+  return { record: next, attempt };
+}
+
+function over(
+  record: RequestRecord,
+  state: State,
+  now: number,
+  endReason: Reason,
+  failure?: Failure,
+): RequestRecord {
+  return {
+    ...record,
+    state,
+    endReason,
+    endedAt: now,
+    updatedAt: now,
+    owner: undefined,
+    error: failure,
+    lastErrorCode: failure?.code ?? record.lastErrorCode,
+  };
+}
+
+function revived(
+  record: RequestRecord,
+  event: { now: number; lane: string; terms: Terms; dueAt: number },
+): RequestRecord {
+  return {
+    ...record,
+    state: "queued",
+    round: record.round + 1,
+    counted: 0,
+    throttled: 0,
+    excluded: [],
+    unreachableSince: undefined,
+    lane: event.lane,
+    terms: event.terms,
+    dueAt: event.dueAt,
+    deadlineAt: event.dueAt + event.terms.deadlineMs,
+    updatedAt: event.now,
+    endedAt: undefined,
+    endReason: undefined,
+    error: undefined,
+    answered: false,
+  };
+}

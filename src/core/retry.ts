@@ -1,0 +1,263 @@
+/** What an outcome means (`classify`) and what follows from it (`decide`). Both are pure. */
+
+import { failures } from "./errors.ts";
+import type { Outcome } from "./ports.ts";
+import {
+  type AttemptResult,
+  type Failure,
+  laneParts,
+  type RequestRecord,
+  type Step,
+  type Verdict,
+} from "./request.ts";
+import { retryAfterMs } from "./retry-after.ts";
+import { nextTarget, type Opening } from "./routing.ts";
+
+/** An outcome, read: its verdict, and what the verdict rests on. */
+export interface Reading {
+  verdict: Verdict;
+  result: AttemptResult;
+  /** `upstream`: another target may still serve the request. `request`: the request itself is at fault. */
+  scope: "upstream" | "request";
+  /** Somebody should look at the configuration: a key, a quota, an address. */
+  alert: boolean;
+  retryAfterMs?: number;
+}
+
+/** Codes of a 429 (or 402) that no waiting cures: research/gateways.md §7.1, Anthropic's spend limit among them. */
+const quotaCodes = new Set([
+  "insufficient_quota",
+  "credit_balance_exhausted",
+  "organization_spend_limit_exceeded",
+  "project_spend_limit_exceeded",
+  "organization_usage_limit_exceeded",
+  "enforced_spend_limit_reached",
+  "billing_hard_limit_reached",
+  "billing_not_active",
+]);
+
+/** The verdict table of DESIGN §5. `now` in epoch ms; `lane` names the upstream in messages. */
+export function classify(outcome: Outcome, lane: string, now: number): Reading {
+  const { upstream } = laneParts(lane);
+  switch (outcome.kind) {
+    case "network_error":
+      return outcome.sent
+        ? read("ambiguous", failures.lost(upstream))
+        : read("not_sent", failures.unreachable(upstream));
+    case "timeout":
+      if (outcome.phase === "connect") return read("not_sent", failures.unreachable(upstream));
+      return read(
+        "ambiguous",
+        outcome.phase === "deadline" ? failures.deadline() : failures.timeout(upstream),
+      );
+    case "aborted":
+      return read(outcome.sent ? "ambiguous" : "not_sent", failures.lost(upstream));
+    case "response":
+      return classifyResponse(outcome, upstream, now);
+  }
+}
+
+function read(verdict: Verdict, failure: Failure): Reading {
+  return { verdict, result: { verdict, failure }, scope: "upstream", alert: false };
+}
+
+type Response = Extract<Outcome, { kind: "response" }>;
+
+function classifyResponse(response: Response, upstream: string, now: number): Reading {
+  const header = (name: string) => response.headers.find(([key]) => key === name)?.[1];
+  const told = retryAfterMs(header, now);
+  const { verdict, scope, alert } = judge(response, told !== undefined);
+  const { facts } = response;
+  const result: AttemptResult = {
+    verdict,
+    status: response.status,
+    firstByteAt: response.firstByteAt,
+    providerRequestId: header("x-request-id") ?? header("request-id"),
+    usage: facts.usage,
+    responseId: facts.id,
+    servedModel: facts.model,
+    failure: verdict === "success" ? undefined : failureOf(response, upstream),
+  };
+  return { verdict, result, scope, alert, retryAfterMs: verdict === "success" ? undefined : told };
+}
+
+type Judgement = Pick<Reading, "verdict" | "scope" | "alert">;
+const transient: Judgement = { verdict: "transient", scope: "upstream", alert: false };
+const throttled: Judgement = { verdict: "throttled", scope: "upstream", alert: false };
+const refused: Judgement = { verdict: "permanent", scope: "upstream", alert: false };
+const refusedAlert: Judgement = { verdict: "permanent", scope: "upstream", alert: true };
+const callersFault: Judgement = { verdict: "permanent", scope: "request", alert: false };
+
+function judge({ status, facts }: Response, toldToWait: boolean): Judgement {
+  const quota = [facts.error?.code, facts.error?.type].some((code) => code && quotaCodes.has(code));
+  if (status >= 200 && status < 300) {
+    if (!facts.wellFormed || facts.error) return transient;
+    return { verdict: "success", scope: "request", alert: false };
+  }
+  switch (status) {
+    case 429:
+      return quota ? refusedAlert : throttled;
+    case 529:
+      return throttled;
+    case 503:
+      return toldToWait ? throttled : transient;
+    case 408:
+    case 409:
+    case 425:
+      return transient;
+    case 401:
+    case 402:
+    case 403:
+      return refusedAlert;
+    case 404:
+      return refused;
+  }
+  if (status >= 500) return transient;
+  // A redirect or an informational status means that the address is wrong, not the request.
+  return status < 400 ? refusedAlert : callersFault;
+}
+
+function failureOf(response: Response, upstream: string): Failure {
+  const { status, facts } = response;
+  if (status < 400 && !facts.wellFormed) return failures.badAnswer(upstream);
+  const error = facts.error;
+  return {
+    code: error?.code ?? error?.type ?? `http_${status}`,
+    message: error?.message ?? `The upstream "${upstream}" answered with status ${status}.`,
+    type: error?.type ?? "upstream_error",
+    param: error?.param,
+    status: status < 400 ? 502 : status,
+  };
+}
+
+export interface Backoff {
+  baseMs: number;
+  maxMs: number;
+}
+
+/** AWS "full jitter": uniform in [0, min(max, base·2ⁿ)], at least 1 ms. `n` counts from 0, `luck` is in [0, 1). */
+export function fullJitterMs({ baseMs, maxMs }: Backoff, n: number, luck: number): number {
+  return Math.max(1, Math.round(luck * Math.min(maxMs, baseMs * 2 ** Math.min(n, 40))));
+}
+
+export interface Circumstances {
+  now: number;
+  luck: number;
+  /** The targets in the order of the route, with when each lets somebody through. */
+  targets: Opening[];
+  backoff: Backoff;
+  /** How long a plain held call may wait for an upstream that cannot be reached. */
+  unreachableAfterMs: number;
+}
+
+/** What follows a reading, for a request in `processing`. */
+export function decide(record: RequestRecord, reading: Reading, at: Circumstances): Step {
+  const failure = reading.result.failure;
+  if (reading.verdict === "success" || !failure) return { kind: "complete" };
+  if (failure.code === "deadline_exceeded" || at.now >= record.deadlineAt) {
+    const counted = reading.verdict !== "not_sent" && reading.verdict !== "throttled";
+    return { kind: "fail", failure: overdue(reading, failure), counted, reason: "deadline" };
+  }
+  switch (reading.verdict) {
+    case "throttled":
+      return elsewhere(record, reading, failure, at);
+    case "not_sent":
+      return afterNotSent(record, reading, failure, at);
+    case "permanent":
+      return afterRefusal(record, reading, failure, at);
+    case "ambiguous":
+      if (record.terms.onUnknown === "fail") {
+        const unknown = failures.unknown(laneParts(record.lane).upstream);
+        return { kind: "fail", failure: unknown, counted: true, reason: "outcome_unknown" };
+      }
+      return again(record, reading, failure, at);
+    default:
+      return again(record, reading, failure, at);
+  }
+}
+
+/** At the deadline, what an upstream answered is told as it is; where nothing came, the deadline is the reason. */
+const overdue = (reading: Reading, failure: Failure): Failure =>
+  reading.result.status === undefined ? failures.deadline() : failure;
+
+/** Throttled: no budget is used; the first open target, else the one that opens soonest. */
+function elsewhere(record: RequestRecord, reading: Reading, failure: Failure, at: Circumstances): Step {
+  const target = nextTarget(at.targets, record, "soonest", at.now);
+  const stays = target?.lane === record.lane;
+  const toldAt = stays ? at.now + (reading.retryAfterMs ?? 0) : 0;
+  const dueAt = Math.max(at.now, toldAt, target?.opensAt ?? 0);
+  if (!target || dueAt >= record.deadlineAt)
+    return { kind: "fail", failure, counted: false, reason: "deadline" };
+  const why = reading.verdict === "throttled" ? "retry_after" : "upstream_closed";
+  const reason = stays ? why : "next_target";
+  return { kind: "retry", dueAt, lane: target.lane, counted: false, reason, excluded: record.excluded };
+}
+
+function afterNotSent(record: RequestRecord, reading: Reading, failure: Failure, at: Circumstances): Step {
+  const step = elsewhere(record, reading, failure, at);
+  if (step.kind !== "retry" || step.reason === "next_target" || !record.terms.held) return step;
+  const since = record.unreachableSince ?? at.now;
+  if (step.dueAt - since < at.unreachableAfterMs) return step;
+  return { kind: "fail", failure, counted: false, reason: "unreachable" };
+}
+
+function afterRefusal(record: RequestRecord, reading: Reading, failure: Failure, at: Circumstances): Step {
+  const fail: Step = { kind: "fail", failure, counted: true, reason: "permanent" };
+  if (reading.scope === "request") return fail;
+  const excluded = [...record.excluded, record.lane];
+  const target = nextTarget(at.targets, { lane: record.lane, excluded }, "soonest", at.now);
+  if (!target) return fail;
+  const dueAt = Math.max(at.now, target.opensAt);
+  if (dueAt >= record.deadlineAt) return fail;
+  return { kind: "retry", dueAt, lane: target.lane, counted: true, reason: "next_target", excluded };
+}
+
+/**
+ * Transient and ambiguous: counts. The next target of the route is tried at once; when all had their
+ * turn, a backoff with full jitter, never earlier than the upstream told, and from the first target again.
+ */
+function again(record: RequestRecord, reading: Reading, failure: Failure, at: Circumstances): Step {
+  const counted = record.counted + 1;
+  if (counted >= record.terms.maxAttempts)
+    return { kind: "fail", failure, counted: true, reason: "exhausted" };
+  const { excluded } = record;
+  const onward = nextTarget(at.targets, record, "onward", at.now);
+  if (onward) {
+    return {
+      kind: "retry",
+      dueAt: at.now,
+      lane: onward.lane,
+      counted: true,
+      reason: "next_target",
+      excluded,
+    };
+  }
+  const usable = at.targets.filter(({ lane }) => !excluded.includes(lane)).length || 1;
+  const pass = Math.floor((counted - 1) / usable);
+  const backoffAt = at.now + fullJitterMs(at.backoff, pass, at.luck);
+  const first = nextTarget(at.targets, record, "first", backoffAt) ?? { lane: record.lane, opensAt: 0 };
+  const toldAt = first.lane === record.lane ? at.now + (reading.retryAfterMs ?? 0) : 0;
+  const dueAt = Math.max(backoffAt, toldAt, first.opensAt);
+  if (dueAt >= record.deadlineAt) return { kind: "fail", failure, counted: true, reason: "deadline" };
+  const reason = toldAt > backoffAt ? "retry_after" : "backoff";
+  return { kind: "retry", dueAt, lane: first.lane, counted: true, reason, excluded };
+}
+
+/**
+ * What follows an attempt whose process died, or was told to stop, while it was under way. It counts, so
+ * that a request which kills its process does not do so for ever.
+ */
+export function decideInterrupted(record: RequestRecord, now: number): { result: AttemptResult; step: Step } {
+  const failure = failures.unknown(laneParts(record.lane).upstream);
+  const result: AttemptResult = { verdict: "ambiguous", failure: { ...failure, code: "interrupted" } };
+  const exhausted = record.counted + 1 >= record.terms.maxAttempts;
+  if (exhausted || record.terms.onUnknown === "fail") {
+    const reason = exhausted ? "exhausted" : "outcome_unknown";
+    return { result, step: { kind: "fail", failure, counted: true, reason } };
+  }
+  const { lane, excluded } = record;
+  return {
+    result,
+    step: { kind: "retry", dueAt: now, lane, counted: true, reason: "interrupted", excluded },
+  };
+}

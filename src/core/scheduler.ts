@@ -1,0 +1,385 @@
+/**
+ * The loop: gate → claim and attempt started (one commit) → call → decide → apply → tell.
+ *
+ * A request that its lane holds back is never claimed. Everything that is known only here (gates, slots,
+ * windows of heads, calls under way) can be lost at any instant: the store has what is needed to go on.
+ */
+
+import { type AttemptSettings, Attempts, type Content } from "./attempts.ts";
+import { windowSize } from "./backlog.ts";
+import { failures, StorageError } from "./errors.ts";
+import type { GateBackoff } from "./gate.ts";
+import { type Lane, Lanes, type Slot } from "./lanes.ts";
+import type { ChangeSet, ReadyGroup, World } from "./ports.ts";
+import { type Failure, isReady, type Owner, type Reason, type RequestRecord, transition } from "./request.ts";
+import { decideInterrupted } from "./retry.ts";
+import { laneOf, nextTarget, targetsFor } from "./routing.ts";
+
+export interface SchedulerSettings extends AttemptSettings {
+  owner: Owner;
+  upstreams: { name: string; maxConcurrency: number }[];
+  laneBackoff: GateBackoff;
+}
+
+const troubleRetryMs = 1000;
+const rowsPerRead = windowSize * 2;
+const never = Number.POSITIVE_INFINITY;
+const decoder = new TextDecoder();
+
+export class Scheduler {
+  readonly lanes: Lanes;
+  private readonly world: World;
+  private readonly settings: SchedulerSettings;
+  private readonly attempts: Attempts;
+  /** Requests that have left their backlog and whose claim is not yet on disk. */
+  private readonly claiming = new Set<string>();
+  private stopping = false;
+  private onIdle: (() => void) | undefined;
+  private wakeAt = never;
+  private cancelWake: (() => void) | undefined;
+  /** When a waiting request reaches its deadline, or a closed upstream has to be looked at, at the earliest. */
+  private sweepAt = 0;
+  private sweeping = false;
+
+  /** `isConnected` tells whether a caller still waits on the line for a request. */
+  constructor(world: World, settings: SchedulerSettings, isConnected: (id: string) => boolean) {
+    this.world = world;
+    this.settings = settings;
+    this.lanes = new Lanes(settings.upstreams, settings.laneBackoff, world.observer);
+    this.attempts = new Attempts(world, settings, this.lanes, isConnected);
+  }
+
+  /** Deals with what an earlier start of this node left behind, then begins to dispatch. Before any traffic. */
+  async start(): Promise<void> {
+    const interrupted = await this.recover();
+    const waiting = await this.loadGroups();
+    this.world.observer.tell({ event: "recovered", interrupted, waiting });
+    for (const lane of this.lanes.all()) this.dispatch(lane);
+    this.arm();
+  }
+
+  /** No new claims; calls under way get `drainMs` to finish, then they are stopped and stand as interrupted. */
+  async stop(drainMs: number): Promise<void> {
+    this.stopping = true;
+    this.cancelWake?.();
+    if (this.attempts.count + this.claiming.size === 0) return;
+    const idle = new Promise<void>((resolve) => {
+      this.onIdle = resolve;
+    });
+    const cancel = this.world.clock.timer(drainMs, () => this.attempts.shutDown());
+    await idle;
+    cancel();
+  }
+
+  isRunning(id: string): boolean {
+    return this.attempts.isRunning(id);
+  }
+
+  /** A slot for a request that is just being accepted, if it may start at once: nobody who waits is overtaken. */
+  slotFor(record: RequestRecord): Slot | undefined {
+    const now = this.world.clock.now();
+    const lane = this.lanes.get(record.lane);
+    if (this.stopping || !lane || record.dueAt > now) return undefined;
+    if (!lane.backlog.isEmpty && (lane.backlog.nextDueAt() ?? 0) <= now) return undefined;
+    return this.lanes.slot(lane, now);
+  }
+
+  /** Gives back the slot of a request that was not accepted after all. */
+  release(slot: Slot): void {
+    this.lanes.abandon(slot, this.world.clock.now());
+    this.dispatch(slot.lane);
+  }
+
+  /** A request has come to wait. */
+  enqueue(record: RequestRecord): void {
+    const lane = this.lanes.get(record.lane);
+    if (!lane || this.stopping) return;
+    lane.backlog.add(record);
+    this.sweepBy(record.deadlineAt);
+    this.sweepIfUnreachable(lane);
+    this.dispatch(lane);
+  }
+
+  /** A request was ended by somebody else's hand: stops its call, or forgets that it waits. */
+  drop(before: RequestRecord): void {
+    if (this.attempts.stop(before.id)) return;
+    if (isReady(before.state)) this.forget(before);
+  }
+
+  /** Runs an attempt that has been committed as started. */
+  run(record: RequestRecord, slot: Slot, content: Content): void {
+    void this.attempts.run(record, slot, content).then((waiting) => {
+      if (waiting) this.enqueue(waiting);
+      this.sweepIfUnreachable(slot.lane);
+      this.dispatchUpstream(slot.lane);
+      this.checkIdle();
+    });
+  }
+
+  private async recover(): Promise<number> {
+    const { store, clock } = this.world;
+    let interrupted = 0;
+    for (;;) {
+      const rows = await store.interrupted(this.settings.owner, rowsPerRead);
+      if (rows.length === 0) return interrupted;
+      const results = await Promise.all(rows.map((row) => store.commit(interruption(row, clock.now()))));
+      if (results.every(({ status }) => status === "conflict")) {
+        throw new StorageError("failed", "Requests that a crash interrupted could not be recovered.");
+      }
+      interrupted += rows.length;
+    }
+  }
+
+  /** Learns who waits. Lanes whose upstream is no longer configured hand their requests to the route of today. */
+  private async loadGroups(): Promise<number> {
+    const groups = await this.world.store.groups();
+    let waiting = 0;
+    for (const group of groups) {
+      waiting += group.count;
+      const lane = this.lanes.get(group.lane);
+      if (lane) lane.backlog.know(group);
+      else await this.rerouteGroup(group);
+    }
+    return waiting;
+  }
+
+  private async rerouteGroup(group: ReadyGroup): Promise<void> {
+    for (let left = group.count; left > 0; left -= rowsPerRead) {
+      const rows = await this.world.store.heads(group, rowsPerRead);
+      await Promise.all(rows.map((row) => this.reroute(row, this.routeOf(row)[0])));
+    }
+  }
+
+  /** Moves a waiting request to another lane. False where it stays. */
+  private async reroute(record: RequestRecord, lane: string | undefined): Promise<boolean> {
+    if (lane === undefined || lane === record.lane) return false;
+    const moved = transition(record, { type: "rerouted", now: this.world.clock.now(), lane });
+    if (!moved) return false;
+    const { status } = await this.world.store.commit({ kind: "change", transition: moved });
+    if (status !== "applied") return false;
+    this.forget(record);
+    this.enqueue(moved.record);
+    return true;
+  }
+
+  private routeOf(record: RequestRecord): string[] {
+    try {
+      return targetsFor(this.settings.table, record.model, record.terms.upstream)
+        .map(laneOf)
+        .filter((lane) => !record.excluded.includes(lane));
+    } catch {
+      return [];
+    }
+  }
+
+  private forget(record: RequestRecord): void {
+    if (!this.claiming.has(record.id)) this.lanes.get(record.lane)?.backlog.remove(record);
+  }
+
+  private dispatchUpstream(lane: Lane): void {
+    for (const neighbour of this.lanes.inTurn(lane)) this.dispatch(neighbour);
+  }
+
+  /** Claims as many waiting requests of a lane as gates and capacity let through now. */
+  private dispatch(lane: Lane): void {
+    if (this.stopping || lane.backlog.isEmpty) return;
+    const now = this.world.clock.now();
+    for (;;) {
+      const dueAt = lane.backlog.nextDueAt();
+      if (dueAt === undefined || dueAt > now) break;
+      const slot = this.lanes.slot(lane, now);
+      if (!slot) break;
+      const record = lane.backlog.take(now);
+      if (record) void this.claim(record, slot);
+      else this.lanes.abandon(slot, now);
+      if (!record) break;
+    }
+    for (const group of lane.backlog.startLoading(this.claiming)) void this.load(lane, group);
+    this.arm();
+  }
+
+  private async load(lane: Lane, group: Omit<ReadyGroup, "count">): Promise<void> {
+    try {
+      const rows = await this.world.store.heads(group, rowsPerRead);
+      lane.backlog.loaded(group, rows, rowsPerRead);
+      this.dispatch(lane);
+    } catch {
+      lane.backlog.notLoaded(group);
+      this.wakeBy(this.world.clock.now() + troubleRetryMs);
+    }
+  }
+
+  private async claim(record: RequestRecord, slot: Slot): Promise<void> {
+    const { store, clock } = this.world;
+    this.claiming.add(record.id);
+    try {
+      const content = await this.contentOf(record.id);
+      const now = clock.now();
+      const started = transition(record, { type: "started", now, owner: this.settings.owner });
+      const overdue = record.deadlineAt <= now;
+      if (overdue) await this.giveUp(record, failures.deadline(), "deadline");
+      const result = started && !overdue && (await store.commit({ kind: "change", transition: started }));
+      this.claiming.delete(record.id);
+      if (started && result && result.status === "applied") this.run(started.record, slot, content);
+      else this.release(slot);
+    } catch {
+      this.claiming.delete(record.id);
+      this.lanes.abandon(slot, clock.now());
+      slot.lane.backlog.add({ ...record, dueAt: Math.max(record.dueAt, clock.now() + troubleRetryMs) });
+      this.arm();
+    } finally {
+      this.checkIdle();
+    }
+  }
+
+  private async contentOf(id: string): Promise<Content> {
+    const parts = await this.world.store.parts(id, ["head", "body"]);
+    const head = parts.find(({ kind }) => kind === "head");
+    const body = parts.find(({ kind }) => kind === "body");
+    if (!head || !body) throw new StorageError("failed", `The body of ${id} is missing.`);
+    return { head: JSON.parse(decoder.decode(head.bytes)), body: body.bytes };
+  }
+
+  /** Fails a request that waits. False where it does not wait any more. */
+  private async giveUp(record: RequestRecord, failure: Failure, reason: Reason): Promise<boolean> {
+    const { store, clock, observer } = this.world;
+    const now = clock.now();
+    const moved = transition(record, { type: "gave_up", now, failure, reason });
+    if (!moved) return false;
+    const { status } = await store.commit({ kind: "change", transition: moved });
+    if (status !== "applied") return false;
+    this.forget(record);
+    const { id, state, attempt: attempts, createdAt, lastErrorCode: code } = moved.record;
+    observer.tell({ event: "ended", id, state, attempts, durationMs: now - createdAt, code });
+    return true;
+  }
+
+  private sweepBy(at: number): void {
+    this.sweepAt = Math.min(this.sweepAt, at);
+    this.wakeBy(this.sweepAt);
+  }
+
+  /** A lane that stays closed may hold requests that cannot wait for it. */
+  private sweepIfUnreachable(lane: Lane): void {
+    if (lane.backlog.isEmpty || this.lanes.opening(lane.key, 0).opensAt === 0) return;
+    this.sweepBy(this.world.clock.now() + troubleRetryMs);
+  }
+
+  /** Ends what waits in vain: requests past their deadline, and those whose lane opens too late for them. */
+  private async sweep(): Promise<void> {
+    if (this.sweeping) return;
+    this.sweeping = true;
+    this.sweepAt = never;
+    try {
+      await this.sweepDeadlines();
+      for (const lane of [...this.lanes.all()]) await this.sweepClosedLane(lane);
+    } catch {
+      this.sweepAt = this.world.clock.now() + troubleRetryMs;
+    } finally {
+      this.sweeping = false;
+      if (!this.stopping) this.arm();
+    }
+  }
+
+  private async sweepDeadlines(): Promise<void> {
+    for (;;) {
+      const rows = await this.world.store.expiring({ limit: rowsPerRead });
+      const now = this.world.clock.now();
+      const overdue = rows.filter(({ deadlineAt }) => deadlineAt <= now);
+      const ended = await Promise.all(
+        overdue.map((row) => this.giveUp(row, failures.deadline(), "deadline")),
+      );
+      const next = rows[overdue.length];
+      if (next) this.sweepAt = Math.min(this.sweepAt, next.deadlineAt);
+      if (next || rows.length === 0) return;
+      // Rows that are being claimed just now are not waiting any more; they end at their deadline.
+      if (!ended.some(Boolean)) this.sweepAt = Math.min(this.sweepAt, now + troubleRetryMs);
+      if (!ended.some(Boolean)) return;
+    }
+  }
+
+  private async sweepClosedLane(lane: Lane): Promise<void> {
+    const now = this.world.clock.now();
+    const { opensAt } = this.lanes.opening(lane.key, now);
+    if (lane.backlog.isEmpty || opensAt <= now) return;
+    this.sweepAt = Math.min(this.sweepAt, now + troubleRetryMs);
+    for (;;) {
+      const rows = await this.world.store.expiring({ lane: lane.key, limit: rowsPerRead });
+      const released = await Promise.all(rows.map((row) => this.releaseHopeless(row, lane, opensAt, now)));
+      if (rows.length < rowsPerRead || !released.every(Boolean)) return;
+    }
+  }
+
+  /** Moves a request that waits in vain to an open lane of its route, or else ends it. */
+  private async releaseHopeless(
+    row: RequestRecord,
+    lane: Lane,
+    opensAt: number,
+    now: number,
+  ): Promise<boolean> {
+    const hopeless = this.hopeless(row, lane, opensAt, now);
+    if (!hopeless) return false;
+    const openings = this.routeOf(row).map((key) => this.lanes.opening(key, now));
+    const next = nextTarget(openings, row, "soonest", now);
+    const elsewhere = next && next.opensAt <= now ? next.lane : undefined;
+    return (await this.reroute(row, elsewhere)) || this.giveUp(row, hopeless.failure, hopeless.reason);
+  }
+
+  /** Why a request that waits in a closed lane has nothing to wait for; undefined where it has. */
+  private hopeless(
+    record: RequestRecord,
+    lane: Lane,
+    opensAt: number,
+    now: number,
+  ): { failure: Failure; reason: Reason } | undefined {
+    const since = this.lanes.unreachableSince(lane.key);
+    if (since !== undefined && record.terms.held) {
+      const waitedMs = now - Math.max(since, record.createdAt);
+      const failure = failures.unreachable(lane.upstream.name);
+      if (waitedMs >= this.settings.unreachableAfterMs) return { failure, reason: "unreachable" };
+    }
+    const soonest = Math.min(...this.routeOf(record).map((key) => this.lanes.opening(key, now).opensAt));
+    const tooLate = since === undefined && Math.min(opensAt, soonest) >= record.deadlineAt;
+    return tooLate && lane.refusal ? { failure: lane.refusal, reason: "deadline" } : undefined;
+  }
+
+  /** Sets the one timer of the loop to the next instant at which something can happen by itself. */
+  private arm(): void {
+    if (this.stopping) return;
+    let next = this.sweepAt;
+    for (const lane of this.lanes.all()) {
+      if (lane.backlog.isEmpty) continue;
+      const dueAt = lane.backlog.nextDueAt();
+      const at = dueAt === undefined ? never : Math.max(dueAt, this.lanes.wakesAt(lane));
+      const busy = lane.upstream.inFlight >= lane.upstream.maxConcurrency;
+      if (!busy && at < next) next = at;
+    }
+    this.wakeBy(next);
+  }
+
+  private wakeBy(at: number): void {
+    if (this.stopping || at >= this.wakeAt || at === never) return;
+    this.cancelWake?.();
+    this.wakeAt = at;
+    const { clock } = this.world;
+    this.cancelWake = clock.timer(Math.max(0, at - clock.now()), () => this.wake());
+  }
+
+  private wake(): void {
+    this.wakeAt = never;
+    if (this.stopping) return;
+    if (this.sweepAt <= this.world.clock.now()) void this.sweep();
+    for (const lane of this.lanes.all()) this.dispatch(lane);
+    this.arm();
+  }
+
+  private checkIdle(): void {
+    if (this.stopping && this.attempts.count + this.claiming.size === 0) this.onIdle?.();
+  }
+}
+
+function interruption(record: RequestRecord, now: number): ChangeSet {
+  const moved = transition(record, { type: "interrupted", now, ...decideInterrupted(record, now) });
+  if (!moved) throw new Error(`${record.id} is ${record.state}, not processing`);
+  return { kind: "change", transition: moved };
+}
