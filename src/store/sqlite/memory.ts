@@ -1,0 +1,42 @@
+/** The store in process and in memory: for the simulation and for tests. Synchronous underneath, so deterministic. */
+
+import type { ChangeSet, CommitResult, Store } from "../../core/ports.ts";
+import { Watchers } from "../watchers.ts";
+import { Engine, type Reads } from "./engine.ts";
+
+export interface MemoryStore extends Store {
+  engine: Engine;
+  /** Counts a start, as opening a file does. */
+  nextEpoch(node: string, now: number): number;
+}
+
+export function openMemory(engine = new Engine(":memory:", { readonly: false })): MemoryStore {
+  const watchers = new Watchers();
+  const read =
+    <N extends keyof Reads>(name: N) =>
+    async (...args: Parameters<Reads[N]>): Promise<Awaited<ReturnType<Reads[N]>>> =>
+      (engine[name] as (...those: Parameters<Reads[N]>) => ReturnType<Reads[N]>)(...args) as never;
+  return {
+    engine,
+    nextEpoch: (node, now) => engine.nextEpoch(node, now),
+    async commit(change: ChangeSet): Promise<CommitResult> {
+      const [result] = engine.commitAll([change]);
+      if (result instanceof Error) throw result;
+      if (result!.status === "applied") watchers.tell(change);
+      return result!;
+    },
+    get: read("get"),
+    byKey: read("byKey"),
+    byResponse: read("byResponse"),
+    parts: read("parts"),
+    attempts: read("attempts"),
+    list: read("list"),
+    groups: read("groups"),
+    heads: read("heads"),
+    expiring: read("expiring"),
+    interrupted: read("interrupted"),
+    watch: (id, onEnded) => watchers.watch(id, onEnded),
+    hasSpace: () => true,
+    close: async () => engine.close(),
+  };
+}

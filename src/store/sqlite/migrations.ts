@@ -1,0 +1,134 @@
+/**
+ * The schema, as the steps that led to it. A step that has been released is never edited: a change is a new
+ * step, and `user_version` counts the steps that a file has taken.
+ */
+
+import type { Database } from "better-sqlite3";
+
+const first = `
+CREATE TABLE nodes (
+  node TEXT PRIMARY KEY,
+  epoch INTEGER NOT NULL,
+  started_at INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+
+-- The hot row: what the scheduler reads and writes. Bodies are in parts.
+CREATE TABLE requests (
+  seq INTEGER PRIMARY KEY,
+  id TEXT NOT NULL UNIQUE,
+  project TEXT NOT NULL,
+  endpoint TEXT NOT NULL,
+  model TEXT NOT NULL,
+  state TEXT NOT NULL CHECK (state IN ('queued', 'processing', 'retrying', 'completed', 'failed', 'cancelled')),
+  lane TEXT NOT NULL CHECK (instr(lane, '/') > 1),
+  priority INTEGER NOT NULL CHECK (priority BETWEEN 0 AND 2),
+  due_at INTEGER NOT NULL,
+  created_at INTEGER NOT NULL,
+  updated_at INTEGER NOT NULL,
+  started_at INTEGER,
+  ended_at INTEGER,
+  deadline_at INTEGER NOT NULL,
+  attempt INTEGER NOT NULL CHECK (attempt >= 0),
+  round INTEGER NOT NULL CHECK (round >= 1),
+  counted INTEGER NOT NULL CHECK (counted >= 0),
+  throttled INTEGER NOT NULL CHECK (throttled >= 0),
+  excluded TEXT CHECK (json_valid(excluded)),
+  unreachable_since INTEGER,
+  owner_node TEXT,
+  owner_epoch INTEGER,
+  terms TEXT NOT NULL CHECK (json_valid(terms)),
+  idempotency_key TEXT,
+  fingerprint BLOB CHECK (length(fingerprint) = 32),
+  call_hash BLOB CHECK (length(call_hash) = 32),
+  answered INTEGER NOT NULL DEFAULT 0 CHECK (answered IN (0, 1)),
+  duplicate_possible INTEGER NOT NULL DEFAULT 0 CHECK (duplicate_possible IN (0, 1)),
+  tags TEXT CHECK (json_valid(tags)),
+  upstream TEXT,
+  served_model TEXT,
+  response_id TEXT,
+  usage TEXT,
+  error TEXT CHECK (json_valid(error)),
+  last_error_code TEXT,
+  end_reason TEXT,
+  CHECK ((state = 'processing') = (owner_node IS NOT NULL)),
+  CHECK ((owner_node IS NULL) = (owner_epoch IS NULL)),
+  CHECK ((state IN ('completed', 'failed', 'cancelled')) = (ended_at IS NOT NULL)),
+  CHECK (state <> 'failed' OR error IS NOT NULL)
+) STRICT;
+
+CREATE INDEX requests_ready ON requests (lane, priority, project, due_at, id)
+  WHERE state IN ('queued', 'retrying');
+CREATE INDEX requests_deadline ON requests (deadline_at, lane)
+  WHERE state IN ('queued', 'retrying');
+CREATE INDEX requests_processing ON requests (owner_node, owner_epoch)
+  WHERE state = 'processing';
+CREATE INDEX requests_project ON requests (project);
+CREATE INDEX requests_response ON requests (project, response_id)
+  WHERE response_id IS NOT NULL;
+
+CREATE TABLE idempotency_keys (
+  project TEXT NOT NULL,
+  endpoint TEXT NOT NULL,
+  key TEXT NOT NULL,
+  request_seq INTEGER NOT NULL REFERENCES requests (seq) ON DELETE CASCADE,
+  PRIMARY KEY (project, endpoint, key)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX idempotency_keys_request ON idempotency_keys (request_seq);
+
+CREATE TABLE parts (
+  request_seq INTEGER NOT NULL REFERENCES requests (seq) ON DELETE CASCADE,
+  kind TEXT NOT NULL CHECK (kind IN ('head', 'body', 'answer_head', 'answer')),
+  seq INTEGER NOT NULL CHECK (seq >= 0),
+  codec TEXT NOT NULL DEFAULT 'identity' CHECK (codec IN ('identity')),
+  key_id TEXT,
+  bytes BLOB NOT NULL,
+  PRIMARY KEY (request_seq, kind, seq)
+) STRICT;
+
+CREATE TABLE attempts (
+  request_seq INTEGER NOT NULL REFERENCES requests (seq) ON DELETE CASCADE,
+  number INTEGER NOT NULL CHECK (number >= 1),
+  round INTEGER NOT NULL CHECK (round >= 1),
+  upstream TEXT NOT NULL,
+  model TEXT NOT NULL,
+  started_at INTEGER NOT NULL,
+  first_byte_at INTEGER,
+  ended_at INTEGER,
+  status INTEGER,
+  verdict TEXT CHECK (verdict IN
+    ('success', 'throttled', 'transient', 'ambiguous', 'not_sent', 'invalid_output', 'permanent')),
+  counted INTEGER NOT NULL CHECK (counted IN (0, 1)),
+  error_code TEXT,
+  error_message TEXT,
+  reason TEXT,
+  retry_at INTEGER,
+  provider_request_id TEXT,
+  usage TEXT,
+  PRIMARY KEY (request_seq, number),
+  CHECK ((ended_at IS NULL) = (verdict IS NULL))
+) STRICT, WITHOUT ROWID;
+`;
+
+const steps: string[] = [first];
+
+/** How many steps this version knows. */
+export const schemaVersion = steps.length;
+
+/**
+ * Takes the steps that the file has not taken yet, each in a transaction of its own.
+ * @throws Error where the file was written by a newer version.
+ */
+export function migrate(db: Database): void {
+  const taken = db.pragma("user_version", { simple: true }) as number;
+  if (taken > schemaVersion) {
+    throw new Error(
+      `The database has schema ${taken}, this version of Outlast knows ${schemaVersion}: use a newer Outlast.`,
+    );
+  }
+  for (let step = taken; step < schemaVersion; step++) {
+    db.transaction(() => {
+      db.exec(steps[step]!);
+      db.pragma(`user_version = ${step + 1}`);
+    }).immediate();
+  }
+}

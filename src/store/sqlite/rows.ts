@@ -1,0 +1,212 @@
+/** Records as rows and back. Absent is `undefined` in core and NULL here. */
+
+import type { AttemptRecord, Priority, RequestRecord } from "../../core/request.ts";
+
+export type Value = string | number | Uint8Array | null;
+
+export const priorities: Priority[] = ["interactive", "default", "batch"];
+export const priorityNumber = (priority: Priority): number => priorities.indexOf(priority);
+
+/** Columns that are written once. */
+export const fixedColumns = [
+  "id",
+  "project",
+  "endpoint",
+  "model",
+  "priority",
+  "created_at",
+  "idempotency_key",
+  "fingerprint",
+  "call_hash",
+  "tags",
+];
+
+/** Columns that a transition may change. */
+export const changingColumns = [
+  "state",
+  "lane",
+  "due_at",
+  "updated_at",
+  "started_at",
+  "ended_at",
+  "deadline_at",
+  "attempt",
+  "round",
+  "counted",
+  "throttled",
+  "excluded",
+  "unreachable_since",
+  "owner_node",
+  "owner_epoch",
+  "terms",
+  "answered",
+  "duplicate_possible",
+  "upstream",
+  "served_model",
+  "response_id",
+  "usage",
+  "error",
+  "last_error_code",
+  "end_reason",
+];
+
+export type RequestRow = Record<string, Value>;
+
+const json = (value: unknown): string | null => (value === undefined ? null : JSON.stringify(value));
+const listOrNull = (list: string[]): string | null => (list.length === 0 ? null : JSON.stringify(list));
+const hash = (hex: string | undefined): Uint8Array | null => (hex ? Buffer.from(hex, "hex") : null);
+const hex = (bytes: Value): string | undefined =>
+  bytes instanceof Uint8Array ? Buffer.from(bytes).toString("hex") : undefined;
+
+/** Values of `fixedColumns`. */
+export function fixedValues(record: RequestRecord): Value[] {
+  return [
+    record.id,
+    record.project,
+    record.endpoint,
+    record.model,
+    priorityNumber(record.priority),
+    record.createdAt,
+    record.idempotencyKey ?? null,
+    hash(record.fingerprint),
+    hash(record.callHash),
+    listOrNull(record.tags),
+  ];
+}
+
+/** Values of `changingColumns`. */
+export function changingValues(record: RequestRecord): Value[] {
+  return [
+    record.state,
+    record.lane,
+    record.dueAt,
+    record.updatedAt,
+    record.startedAt ?? null,
+    record.endedAt ?? null,
+    record.deadlineAt,
+    record.attempt,
+    record.round,
+    record.counted,
+    record.throttled,
+    listOrNull(record.excluded),
+    record.unreachableSince ?? null,
+    record.owner?.node ?? null,
+    record.owner?.epoch ?? null,
+    JSON.stringify(record.terms),
+    record.answered ? 1 : 0,
+    record.duplicatePossible ? 1 : 0,
+    record.upstream ?? null,
+    record.servedModel ?? null,
+    record.responseId ?? null,
+    record.usage ?? null,
+    json(record.error),
+    record.lastErrorCode ?? null,
+    record.endReason ?? null,
+  ];
+}
+
+export function toRecord(row: RequestRow): RequestRecord {
+  const text = (name: string) => row[name] as string;
+  const number = (name: string) => row[name] as number;
+  const parsed = <T>(name: string, absent: T): T => (row[name] === null ? absent : JSON.parse(text(name)));
+  const maybe = <T>(name: string): T | undefined => (row[name] ?? undefined) as T | undefined;
+  return {
+    id: text("id"),
+    project: text("project"),
+    endpoint: text("endpoint"),
+    model: text("model"),
+    state: text("state") as RequestRecord["state"],
+    lane: text("lane"),
+    priority: priorities[number("priority")]!,
+    dueAt: number("due_at"),
+    createdAt: number("created_at"),
+    updatedAt: number("updated_at"),
+    startedAt: maybe("started_at"),
+    endedAt: maybe("ended_at"),
+    deadlineAt: number("deadline_at"),
+    attempt: number("attempt"),
+    round: number("round"),
+    counted: number("counted"),
+    throttled: number("throttled"),
+    excluded: parsed("excluded", []),
+    unreachableSince: maybe("unreachable_since"),
+    owner: row.owner_node === null ? undefined : { node: text("owner_node"), epoch: number("owner_epoch") },
+    terms: JSON.parse(text("terms")),
+    idempotencyKey: maybe("idempotency_key"),
+    fingerprint: hex(row.fingerprint!),
+    callHash: hex(row.call_hash!),
+    answered: row.answered === 1,
+    duplicatePossible: row.duplicate_possible === 1,
+    tags: parsed("tags", []),
+    upstream: maybe("upstream"),
+    servedModel: maybe("served_model"),
+    responseId: maybe("response_id"),
+    usage: maybe("usage"),
+    error: parsed("error", undefined),
+    lastErrorCode: maybe("last_error_code"),
+    endReason: maybe("end_reason"),
+  };
+}
+
+export const attemptColumns = [
+  "number",
+  "round",
+  "upstream",
+  "model",
+  "started_at",
+  "first_byte_at",
+  "ended_at",
+  "status",
+  "verdict",
+  "counted",
+  "error_code",
+  "error_message",
+  "reason",
+  "retry_at",
+  "provider_request_id",
+  "usage",
+];
+
+export function attemptValues(attempt: AttemptRecord): Value[] {
+  return [
+    attempt.number,
+    attempt.round,
+    attempt.upstream,
+    attempt.model,
+    attempt.startedAt,
+    attempt.firstByteAt ?? null,
+    attempt.endedAt ?? null,
+    attempt.status ?? null,
+    attempt.verdict ?? null,
+    attempt.counted ? 1 : 0,
+    attempt.errorCode ?? null,
+    attempt.errorMessage ?? null,
+    attempt.reason ?? null,
+    attempt.retryAt ?? null,
+    attempt.providerRequestId ?? null,
+    attempt.usage ?? null,
+  ];
+}
+
+export function toAttempt(requestId: string, row: RequestRow): AttemptRecord {
+  const maybe = <T>(name: string): T | undefined => (row[name] ?? undefined) as T | undefined;
+  return {
+    requestId,
+    number: row.number as number,
+    round: row.round as number,
+    upstream: row.upstream as string,
+    model: row.model as string,
+    startedAt: row.started_at as number,
+    firstByteAt: maybe("first_byte_at"),
+    endedAt: maybe("ended_at"),
+    status: maybe("status"),
+    verdict: maybe("verdict"),
+    counted: row.counted === 1,
+    errorCode: maybe("error_code"),
+    errorMessage: maybe("error_message"),
+    reason: maybe("reason"),
+    retryAt: maybe("retry_at"),
+    providerRequestId: maybe("provider_request_id"),
+    usage: maybe("usage"),
+  };
+}

@@ -1,0 +1,185 @@
+/**
+ * The embedded store: a writer thread with group commit and a reader thread, on one file.
+ *
+ * Group commit needs no timer: while one batch is being written, whatever arrives is the next batch.
+ */
+
+import { mkdir, statfs } from "node:fs/promises";
+import { dirname } from "node:path";
+import { StorageError } from "../../core/errors.ts";
+import type { ChangeSet, Clock, CommitResult, Observer, Part, Store } from "../../core/ports.ts";
+import { Watchers } from "../watchers.ts";
+import type { Reads } from "./engine.ts";
+import { faultError, Thread } from "./thread.ts";
+
+export interface SqliteOptions {
+  path: string;
+  node: string;
+  /** Below this much free space on the file's disk no new work is accepted; 0 turns the check off. */
+  minFreeDiskBytes: number;
+  clock: Clock;
+  observer: Observer;
+  /** The disk or the file is in doubt: the process must stop and recover on its next start. */
+  onFailed: (error: Error) => void;
+  /** NORMAL loses acknowledged commits on a power cut: only for the test that shows it. */
+  synchronous?: "FULL" | "NORMAL";
+}
+
+interface Pending {
+  change: ChangeSet;
+  resolve(result: CommitResult): void;
+  reject(error: Error): void;
+}
+
+/** So many changes go into one transaction at most; a longer one would make each of them wait. */
+const batchMax = 512;
+const spaceCheckMs = 1000;
+
+export class SqliteStore implements Store {
+  /** The number of this start. */
+  readonly epoch: number;
+  private readonly writer: Thread;
+  private readonly reader: Thread;
+  private readonly options: SqliteOptions;
+  private readonly watchers = new Watchers();
+  private pending: Pending[] = [];
+  private writing = false;
+  private space = true;
+  private cancelSpaceCheck: () => void = () => {};
+  private failed = false;
+  private onDrained: (() => void) | undefined;
+
+  private constructor(options: SqliteOptions, writer: Thread, reader: Thread) {
+    this.options = options;
+    this.writer = writer;
+    this.reader = reader;
+    this.epoch = writer.epoch;
+  }
+
+  /** Opens (and creates or upgrades) the file. @throws Error when another process owns it, or it is no database of ours. */
+  static async open(options: SqliteOptions): Promise<SqliteStore> {
+    const { path, node, clock, synchronous = "FULL" } = options;
+    await mkdir(dirname(path), { recursive: true });
+    const data = { path, node, now: clock.now(), synchronous };
+    const writer = await Thread.start({ role: "writer", ...data });
+    const reader = await Thread.start({ role: "reader", ...data });
+    const store = new SqliteStore(options, writer, reader);
+    await store.checkSpace();
+    return store;
+  }
+
+  commit(change: ChangeSet): Promise<CommitResult> {
+    return new Promise((resolve, reject) => {
+      this.pending.push({ change: compact(change), resolve, reject });
+      if (!this.writing) void this.writeBatches();
+    });
+  }
+
+  get: Store["get"] = (id) => this.read("get", id);
+  byKey: Store["byKey"] = (...key) => this.read("byKey", ...key);
+  byResponse: Store["byResponse"] = (...key) => this.read("byResponse", ...key);
+  parts: Store["parts"] = (id, kinds) => this.read("parts", id, kinds);
+  attempts: Store["attempts"] = (id) => this.read("attempts", id);
+  list: Store["list"] = (query) => this.read("list", query);
+  groups: Store["groups"] = () => this.read("groups");
+  heads: Store["heads"] = (group, limit) => this.read("heads", group, limit);
+  expiring: Store["expiring"] = (query) => this.read("expiring", query);
+  interrupted: Store["interrupted"] = (owner, limit) => this.read("interrupted", owner, limit);
+  watch: Store["watch"] = (id, onEnded) => this.watchers.watch(id, onEnded);
+
+  hasSpace(): boolean {
+    return this.space && !this.failed;
+  }
+
+  /** Waits until everything that was handed in is on disk, then closes. */
+  async close(): Promise<void> {
+    this.cancelSpaceCheck();
+    if (this.writing) {
+      await new Promise<void>((resolve) => {
+        this.onDrained = resolve;
+      });
+    }
+    await this.reader.ask({ kind: "close" }).catch(() => {});
+    await this.writer.ask({ kind: "close" }).catch(() => {});
+  }
+
+  private async writeBatches(): Promise<void> {
+    this.writing = true;
+    // One turn of the microtask queue, so that changes of the same moment share a transaction.
+    await undefined;
+    while (this.pending.length > 0) {
+      const batch = this.pending.splice(0, batchMax);
+      try {
+        const reply = await this.writer.ask({ kind: "commit", changes: batch.map(({ change }) => change) });
+        if ("results" in reply)
+          for (const [i, result] of reply.results.entries()) this.finish(batch[i]!, result);
+      } catch (error) {
+        for (const { reject } of batch) reject(this.trouble(error));
+      }
+    }
+    this.writing = false;
+    this.onDrained?.();
+  }
+
+  private finish(pending: Pending, result: CommitResult | Parameters<typeof faultError>[0]): void {
+    if ("fault" in result) {
+      pending.reject(this.trouble(faultError(result)));
+      return;
+    }
+    if (result.status === "applied") this.watchers.tell(pending.change);
+    pending.resolve(result);
+  }
+
+  /** Takes note of what an error means for the work to come. */
+  private trouble(error: unknown): Error {
+    const known = error instanceof Error ? error : new Error(String(error));
+    if (!(known instanceof StorageError)) return known;
+    const { kind, message } = known;
+    if (kind === "full" && this.space) {
+      this.space = false;
+      this.options.observer.tell({ event: "storage_trouble", kind, message });
+    }
+    if (kind === "failed" && !this.failed) {
+      this.failed = true;
+      this.options.observer.tell({ event: "storage_trouble", kind, message });
+      this.options.onFailed(known);
+    }
+    return known;
+  }
+
+  private async read<N extends keyof Reads>(
+    name: N,
+    ...args: Parameters<Reads[N]>
+  ): Promise<ReturnType<Reads[N]>> {
+    try {
+      const reply = await this.reader.ask({ kind: "read", name, args });
+      return ("value" in reply ? reply.value : undefined) as ReturnType<Reads[N]>;
+    } catch (error) {
+      throw this.trouble(error);
+    }
+  }
+
+  private async checkSpace(): Promise<void> {
+    const { minFreeDiskBytes, clock, observer, path } = this.options;
+    try {
+      const { bavail, bsize } = await statfs(dirname(path));
+      const had = this.space;
+      this.space = minFreeDiskBytes === 0 || bavail * bsize >= minFreeDiskBytes;
+      if (had && !this.space) {
+        const message = `less than ${minFreeDiskBytes} bytes are free: no new requests are accepted`;
+        observer.tell({ event: "storage_trouble", kind: "low", message });
+      }
+      if (!had && this.space) observer.tell({ event: "storage_recovered" });
+    } catch (error) {
+      observer.tell({ event: "fault", where: "statfs", message: String(error) });
+    }
+    this.cancelSpaceCheck = clock.timer(spaceCheckMs, () => void this.checkSpace());
+  }
+}
+
+/** Crossing a thread copies a view's whole buffer: bodies that are slices of a larger one are cut out first. */
+function compact(change: ChangeSet): ChangeSet {
+  if (!change.parts?.some(({ bytes }) => bytes.byteLength < bytes.buffer.byteLength)) return change;
+  const parts: Part[] = change.parts.map((part) => ({ ...part, bytes: new Uint8Array(part.bytes) }));
+  return { ...change, parts };
+}

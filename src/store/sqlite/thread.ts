@@ -1,0 +1,77 @@
+/** A worker thread with one connection, asked by message. */
+
+import { Worker } from "node:worker_threads";
+import { StorageError } from "../../core/errors.ts";
+import type { Answer, Ask, Fault, WorkerData } from "./worker.ts";
+
+type Reply = Extract<Answer, { n: number }>;
+/** `Ask` without its number. */
+type Question = Ask extends infer A ? (A extends { n: number } ? Omit<A, "n"> : never) : never;
+
+export class Thread {
+  private readonly worker: Worker;
+  private readonly waiting = new Map<number, { resolve(reply: Reply): void; reject(error: Error): void }>();
+  private asked = 0;
+  private gone: Error | undefined;
+  /** The number of this start, told by the writer. */
+  epoch = 0;
+
+  private constructor(worker: Worker) {
+    this.worker = worker;
+  }
+
+  /** Starts the thread and opens its connection. @throws Error when the file cannot be opened. */
+  static async start(data: WorkerData): Promise<Thread> {
+    const worker = new Worker(workerUrl(), { workerData: data });
+    const thread = new Thread(worker);
+    await new Promise<void>((resolve, reject) => {
+      worker.once("error", reject);
+      worker.once("message", (first: Answer) => {
+        if ("refused" in first) return reject(new Error(first.refused));
+        if ("ready" in first) thread.epoch = first.epoch;
+        resolve();
+      });
+    }).catch(async (error) => {
+      await worker.terminate();
+      throw error;
+    });
+    worker.removeAllListeners("error");
+    worker.on("message", (reply: Reply) => thread.receive(reply));
+    worker.on("error", (error) => thread.lose(error));
+    worker.on("exit", () => thread.lose(new Error("the thread has stopped")));
+    return thread;
+  }
+
+  ask(question: Question): Promise<Reply> {
+    if (this.gone) return Promise.reject(new StorageError("failed", this.gone.message));
+    const n = ++this.asked;
+    return new Promise((resolve, reject) => {
+      this.waiting.set(n, { resolve, reject });
+      this.worker.postMessage({ n, ...question });
+    });
+  }
+
+  private receive(reply: Reply): void {
+    const asker = this.waiting.get(reply.n);
+    this.waiting.delete(reply.n);
+    if ("fault" in reply) asker?.reject(faultError(reply));
+    else asker?.resolve(reply);
+  }
+
+  private lose(error: unknown): void {
+    this.gone ??= error instanceof Error ? error : new Error(String(error));
+    for (const asker of this.waiting.values()) asker.reject(new StorageError("failed", this.gone.message));
+    this.waiting.clear();
+  }
+}
+
+/** A fault of the disk as a StorageError; a fault of ours as it is, to be seen. */
+export function faultError({ fault, message }: Fault): Error {
+  return fault === "bug" ? new Error(message) : new StorageError(fault, message);
+}
+
+/** Threads run built JavaScript, also when the caller runs from source: a worker of Node 20 cannot load TypeScript. */
+function workerUrl(): URL {
+  const built = import.meta.url.replace(/\/src\/(.*)\/thread\.ts$/, "/dist/$1/thread.js");
+  return new URL("./worker.js", built);
+}
