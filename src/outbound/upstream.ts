@@ -1,0 +1,271 @@
+/** Calls upstreams with undici. Whatever happens on the way comes back as an outcome; nothing is thrown. */
+
+import { type Dispatcher, Pool } from "undici";
+import type { HeaderList } from "../core/headers.ts";
+import { replaceMember } from "../core/json-text.ts";
+import type {
+  Abort,
+  Clock,
+  ForwardCall,
+  ForwardReply,
+  Outcome,
+  Upstream,
+  UpstreamCall,
+  UpstreamEvent,
+} from "../core/ports.ts";
+import { readAnswer } from "./answer.ts";
+
+export interface UpstreamOptions {
+  name: string;
+  /** With the version, without a slash at its end: `https://api.openai.com/v1`. */
+  baseUrl: string;
+  apiKey?: string;
+  headers: Record<string, string>;
+  maxConcurrency: number;
+}
+
+interface Endpoint {
+  pool: Pool;
+  basePath: string;
+  headers: HeaderList;
+  secrets: string[];
+}
+
+const connectCodes = new Set([
+  "ECONNREFUSED",
+  "ENOTFOUND",
+  "EAI_AGAIN",
+  "EHOSTUNREACH",
+  "ENETUNREACH",
+  "EADDRNOTAVAIL",
+  "ECONNABORTED",
+]);
+
+/** @param timeouts ms; `attemptMs` limits how long a let-through call may be silent */
+export function createUpstream(
+  upstreams: UpstreamOptions[],
+  timeouts: { connectMs: number; attemptMs: number },
+  clock: Clock,
+): Upstream & { close(): Promise<void> } {
+  const endpoints = new Map(upstreams.map((one) => [one.name, endpointOf(one, timeouts.connectMs)]));
+  const endpoint = (name: string): Endpoint => {
+    const found = endpoints.get(name);
+    if (!found) throw new Error(`there is no upstream ${name}`);
+    return found;
+  };
+  return {
+    call: (call, abort) => callUpstream(endpoint(call.upstream), call, abort, clock),
+    forward: (call, abort) => forward(endpoint(call.upstream), call, abort, timeouts.attemptMs),
+    models: (name) => listModels(endpoint(name), clock),
+    async close() {
+      await Promise.all([...endpoints.values()].map(({ pool }) => pool.destroy()));
+    },
+  };
+}
+
+function endpointOf(
+  { baseUrl, apiKey, headers, maxConcurrency }: UpstreamOptions,
+  connectMs: number,
+): Endpoint {
+  const { origin, pathname } = new URL(baseUrl);
+  const configured = Object.entries(headers).map(([name, value]): [string, string] => [
+    name.toLowerCase(),
+    value,
+  ]);
+  const authorization: HeaderList = apiKey ? [["authorization", `Bearer ${apiKey}`]] : [];
+  return {
+    // Let-through calls come on top of the recorded ones, whose number the scheduler limits.
+    pool: new Pool(origin, {
+      connections: maxConcurrency * 2,
+      connect: { timeout: connectMs },
+      pipelining: 1,
+    }),
+    basePath: pathname.replace(/\/$/, ""),
+    headers: [...authorization, ...configured],
+    secrets: [apiKey ?? "", ...Object.values(headers)].filter((secret) => secret.length >= 8),
+  };
+}
+
+/** The upstream's own headers take the place of the caller's. */
+function headersFor(endpoint: Endpoint, headers: HeaderList): string[] {
+  const own = new Set(endpoint.headers.map(([name]) => name));
+  return [...headers.filter(([name]) => !own.has(name)), ...endpoint.headers].flat();
+}
+
+async function* callUpstream(
+  endpoint: Endpoint,
+  call: UpstreamCall,
+  abort: Abort,
+  clock: Clock,
+): AsyncGenerator<UpstreamEvent> {
+  const outcome = await new Promise<Outcome>((resolve) => {
+    const handler = new PlainAnswer(endpoint.secrets, abort, clock, resolve);
+    const { method, path } = call;
+    const body = call.model === call.askedModel ? call.body : renamed(call);
+    const headers = [...headersFor(endpoint, call.headers), "accept-encoding", "identity"];
+    // The attempt's time limit is the scheduler's; undici's own would only be a second one.
+    const limits = { headersTimeout: 0, bodyTimeout: 0 };
+    endpoint.pool.dispatch(
+      { method: method as "POST", path: endpoint.basePath + path, headers, body, ...limits },
+      handler,
+    );
+  });
+  yield { kind: "ended", outcome };
+}
+
+/** The body with the name that the target knows the model by; nothing else changes. */
+function renamed({ body, model }: UpstreamCall): Uint8Array {
+  return Buffer.from(replaceMember(Buffer.from(body).toString("utf8"), "model", JSON.stringify(model)));
+}
+
+/** Collects one answer. undici calls it; whatever comes first, an end, an error or an abort, is the outcome. */
+class PlainAnswer implements Dispatcher.DispatchHandler {
+  private controller: Dispatcher.DispatchController | undefined;
+  private status = 0;
+  private headers: HeaderList = [];
+  private readonly chunks: Buffer[] = [];
+  private firstByteAt = 0;
+  private over = false;
+  private readonly secrets: string[];
+  private readonly abort: Abort;
+  private readonly clock: Clock;
+  private readonly resolve: (outcome: Outcome) => void;
+
+  constructor(secrets: string[], abort: Abort, clock: Clock, resolve: (outcome: Outcome) => void) {
+    this.secrets = secrets;
+    this.abort = abort;
+    this.clock = clock;
+    this.resolve = resolve;
+    abort.onAbort = () => this.stop();
+    if (abort.aborted) this.stop();
+  }
+
+  private stop(): void {
+    this.finish({ kind: "aborted", sent: this.controller !== undefined });
+    this.controller?.abort(new Error("no longer wanted"));
+  }
+
+  private finish(outcome: Outcome): void {
+    if (this.over) return;
+    this.over = true;
+    this.abort.onAbort = undefined;
+    this.resolve(outcome);
+  }
+
+  /** Called when a connection is there and the request is about to be written to it. */
+  onRequestStart(controller: Dispatcher.DispatchController): void {
+    if (this.over) controller.abort(new Error("no longer wanted"));
+    else this.controller = controller;
+  }
+
+  onResponseStart(controller: Dispatcher.DispatchController, status: number): void {
+    // Informational answers (100, 103) are followed by the real one.
+    if (status < 200) return;
+    this.status = status;
+    this.headers = headerList((controller.rawHeaders ?? []) as (Buffer | string)[]);
+    this.firstByteAt = this.clock.now();
+  }
+
+  onResponseData(_controller: Dispatcher.DispatchController, chunk: Buffer): void {
+    this.chunks.push(chunk);
+  }
+
+  onResponseEnd(): void {
+    if (this.over) return;
+    const [only] = this.chunks;
+    const body = this.chunks.length === 1 && only ? only : Buffer.concat(this.chunks);
+    readAnswer(this.status, this.headers, body, this.secrets).then(
+      (answer) => this.finish({ kind: "response", ...answer, firstByteAt: this.firstByteAt }),
+      (error) => this.finish(failed(error, true)),
+    );
+  }
+
+  onResponseError(_controller: Dispatcher.DispatchController, error: Error): void {
+    this.finish(failed(error, this.controller !== undefined));
+  }
+}
+
+function failed(error: unknown, sent: boolean): Extract<Outcome, { kind: "network_error" | "timeout" }> {
+  const code = codeOf(error);
+  if (code === "UND_ERR_CONNECT_TIMEOUT") return { kind: "timeout", phase: "connect" };
+  if (code === "UND_ERR_HEADERS_TIMEOUT") return { kind: "timeout", phase: "headers" };
+  return { kind: "network_error", code, sent };
+}
+
+function codeOf(error: unknown): string {
+  if (error instanceof AggregateError && error.errors.length > 0) return codeOf(error.errors[0]);
+  const code = error instanceof Error && "code" in error ? error.code : undefined;
+  return typeof code === "string" ? code : "UNKNOWN";
+}
+
+function headerList(raw: (Buffer | string)[]): HeaderList {
+  const list: HeaderList = [];
+  for (let i = 0; i + 1 < raw.length; i += 2) {
+    list.push([raw[i]!.toString("latin1").toLowerCase(), raw[i + 1]!.toString("latin1")]);
+  }
+  return list;
+}
+
+async function forward(
+  endpoint: Endpoint,
+  { method, path, headers, body }: ForwardCall,
+  abort: Abort,
+  silentMs: number,
+): Promise<ForwardReply> {
+  const stop = new AbortController();
+  abort.onAbort = () => stop.abort();
+  if (abort.aborted) stop.abort();
+  let started = false;
+  try {
+    const answer = await endpoint.pool.request({
+      method: method as "POST",
+      path: endpoint.basePath + path,
+      headers: headersFor(endpoint, headers),
+      body: body as Uint8Array | undefined,
+      signal: stop.signal,
+      headersTimeout: silentMs,
+      bodyTimeout: silentMs,
+      responseHeaders: "raw",
+      onInfo: () => {},
+    });
+    started = true;
+    const raw = answer.headers as unknown as (Buffer | string)[];
+    return { kind: "response", status: answer.statusCode, headers: headerList(raw), body: answer.body };
+  } catch (error) {
+    const outcome = failed(error, started || !connectCodes.has(codeOf(error)));
+    if (outcome.kind === "network_error") return outcome;
+    return { kind: "timeout", phase: outcome.phase === "connect" ? "connect" : "headers" };
+  }
+}
+
+/** An upstream that takes longer than this to list its models is left out of the list. */
+const listLimitMs = 5000;
+
+async function listModels(endpoint: Endpoint, clock: Clock): Promise<string[] | undefined> {
+  const abort: Abort = { aborted: false, onAbort: undefined };
+  const cancelTimer = clock.timer(listLimitMs, () => {
+    abort.aborted = true;
+    abort.onAbort?.();
+  });
+  const call: UpstreamCall = {
+    upstream: "",
+    model: "",
+    askedModel: "",
+    method: "GET",
+    path: "/models",
+    headers: [],
+    body: new Uint8Array(),
+  };
+  try {
+    for await (const { outcome } of callUpstream(endpoint, call, abort, clock)) {
+      if (outcome.kind !== "response" || outcome.status !== 200 || !outcome.facts.wellFormed)
+        return undefined;
+      const list = JSON.parse(Buffer.from(outcome.body).toString("utf8")) as { data?: unknown };
+      if (!Array.isArray(list.data)) return undefined;
+      return list.data.map((model) => model?.id).filter((id): id is string => typeof id === "string");
+    }
+    return undefined;
+  } finally {
+    cancelTimer();
+  }
+}

@@ -1,0 +1,41 @@
+/** The real clock and the real randomness. The only place with Date.now, timers and random numbers. */
+
+import { randomInt } from "node:crypto";
+import { customAlphabet } from "nanoid";
+import type { Clock, Random } from "./core/ports.ts";
+
+/** Node keeps timers of one length in one list; rounding long ones up makes nearly all of them share a few lists. */
+const coarseMs = 100;
+const maxTimerMs = 2 ** 31 - 1;
+
+export const systemClock: Clock = {
+  now: () => Date.now(),
+  timer(delayMs, run) {
+    const rounded = delayMs >= 1000 ? Math.ceil(delayMs / coarseMs) * coarseMs : Math.max(0, delayMs);
+    const timer = setTimeout(run, Math.min(rounded, maxTimerMs));
+    return () => clearTimeout(timer);
+  },
+};
+
+/** Crockford's base 32, in lower case: sorts as its numbers do. */
+const digits = "0123456789abcdefghjkmnpqrstvwxyz";
+const ticksPerMs = 32;
+const tail = customAlphabet(digits, 16);
+let lastTick = 0;
+
+/** `req_`, ten digits of time (1/32 ms, so ids of one process never tie), 80 random bits. */
+function requestId(): string {
+  lastTick = Math.max(Date.now() * ticksPerMs, lastTick + 1);
+  let left = lastTick;
+  let time = "";
+  for (let i = 0; i < 10; i++) {
+    time = digits[left % 32] + time;
+    left = Math.floor(left / 32);
+  }
+  return `req_${time}${tail()}`;
+}
+
+export const systemRandom: Random = {
+  next: () => randomInt(2 ** 32) / 2 ** 32,
+  id: requestId,
+};

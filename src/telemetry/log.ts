@@ -1,0 +1,36 @@
+/** What happened, as lines of JSON on standard error. Names, numbers and codes only: no prompt, answer or secret. */
+
+import pino from "pino";
+import type { Observer, Told } from "../core/ports.ts";
+
+export type LogLevel = "fatal" | "error" | "warn" | "info" | "debug" | "silent";
+
+const levels: Record<Told["event"], "error" | "warn" | "info" | "debug"> = {
+  accepted: "debug",
+  attempt_started: "debug",
+  attempt_ended: "debug",
+  ended: "info",
+  fenced: "warn",
+  gate_closed: "warn",
+  gate_opened: "info",
+  alert: "error",
+  recovered: "info",
+  storage_trouble: "error",
+  storage_recovered: "info",
+  fault: "error",
+};
+
+export function createLog(level: LogLevel): Observer {
+  const log = pino({ level, base: undefined, timestamp: pino.stdTimeFunctions.isoTime }, pino.destination(2));
+  return {
+    tell({ event, ...facts }) {
+      log[levelOf(event, facts)](facts, event);
+    },
+  };
+}
+
+/** An attempt that goes wrong is worth a line; one that goes well is not. */
+function levelOf(event: Told["event"], facts: Record<string, unknown>): "error" | "warn" | "info" | "debug" {
+  if (event === "attempt_ended" && facts.verdict !== "success") return "warn";
+  return levels[event];
+}
