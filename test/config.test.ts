@@ -1,0 +1,776 @@
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { parse } from "smol-toml";
+import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { providers } from "../src/config/providers.ts";
+import { schemaKeys } from "../src/config/schema.ts";
+import { formatSize, parseSize } from "../src/config/size.ts";
+import { variableName } from "../src/config/source.ts";
+import { nearest } from "../src/config/suggestion.ts";
+import {
+  type Config,
+  ConfigError,
+  describeConfig,
+  environment,
+  loadConfig,
+  parseDuration,
+} from "../src/config.ts";
+import { formatDuration } from "../src/core/duration.ts";
+
+const examplePath = new URL("../config.example.toml", import.meta.url).pathname;
+const startDirectory = process.cwd();
+let directory: string;
+let fileCount = 0;
+
+beforeAll(() => {
+  directory = mkdtempSync(join(tmpdir(), "outlast-config-"));
+  process.chdir(directory);
+});
+
+afterAll(() => {
+  process.chdir(startDirectory);
+  rmSync(directory, { recursive: true });
+});
+
+type Env = Record<string, string | undefined>;
+
+function written(toml: string): string {
+  const path = join(directory, `${++fileCount}.toml`);
+  writeFileSync(path, toml);
+  return path;
+}
+
+function load(toml: string, env: Env = {}, flags: { host?: string; port?: string } = {}): Config {
+  return loadConfig({ env, file: written(toml), flags });
+}
+
+function problemsOf(action: () => unknown): readonly string[] {
+  try {
+    action();
+  } catch (error) {
+    if (error instanceof ConfigError) return error.problems;
+    throw error;
+  }
+  throw new Error("expected a ConfigError");
+}
+
+/** The one problem of a configuration. */
+function problem(toml: string, env: Env = {}, flags = {}): string {
+  const problems = problemsOf(() => load(toml, env, flags));
+  expect(problems).toHaveLength(1);
+  return problems[0]!;
+}
+
+const upstream = (name: string, more = "") =>
+  `[upstreams.${name}]\nbase_url = "http://${name}/v1"\n${more}\n`;
+
+describe("without any configuration", () => {
+  it("everything has its documented default", () => {
+    expect(loadConfig({ env: {}, flags: {} })).toEqual({
+      host: "127.0.0.1",
+      port: 4080,
+      dataDir: ".",
+      allowedHosts: [],
+      maxBodyBytes: 32 * 1024 * 1024,
+      holdTimeoutMs: 280_000,
+      drainTimeoutMs: 30_000,
+      keepAliveTimeoutMs: 75_000,
+      passthrough: "all",
+      store: { url: "sqlite:outlast.db", minFreeDiskBytes: 256 * 1024 * 1024 },
+      defaults: {
+        wait: undefined,
+        waitTimeoutMs: 50_000,
+        deadlineMs: 86_400_000,
+        heldDeadlineMs: 600_000,
+        maxAttempts: 25,
+        heldMaxAttempts: 5,
+        onUnknown: "retry",
+        onDisconnect: "continue",
+        priority: undefined,
+      },
+      retry: {
+        heldBackoffBaseMs: 250,
+        heldBackoffMaxMs: 8_000,
+        backoffBaseMs: 1_000,
+        backoffMaxMs: 600_000,
+        laneBackoffBaseMs: 1_000,
+        laneBackoffMaxMs: 60_000,
+        unreachableAfterMs: 30_000,
+      },
+      timeouts: { connectMs: 5_000, attemptMs: 600_000 },
+      log: { level: "info" },
+      apiKeys: [],
+      upstreams: [],
+      routes: [],
+      source: {},
+    });
+  });
+
+  it("the whole configuration is frozen", () => {
+    const config = load(`${upstream("a", 'models = ["m"]\nheaders = { x = "y" }')}[routes]\nm = ["a"]`, {
+      OUTLAST_API_KEYS: "12345678",
+    });
+    const open: string[] = [];
+    const visit = (value: unknown, path: string) => {
+      if (typeof value !== "object" || value === null) return;
+      if (!Object.isFrozen(value)) open.push(path);
+      for (const [key, item] of Object.entries(value)) visit(item, `${path}.${key}`);
+    };
+    visit(config, "config");
+    expect(open).toEqual([]);
+    expect(() => {
+      config.upstreams[0]!.models.push("n");
+    }).toThrow(TypeError);
+  });
+
+  it("environment() is the process's environment", () => {
+    expect(environment()).toBe(process.env);
+  });
+});
+
+describe("the example file", () => {
+  const text = readFileSync(examplePath, "utf8");
+  // A comment without a space after the # is a key with its default.
+  const uncommented = text.replaceAll(/^#(?=[a-z_"[])/gm, "");
+  const secrets = { OPENAI_API_KEY: "sk-openai", TEAM_A_KEY: "team-a-key" };
+
+  it("is valid as it stands", () => {
+    const config = loadConfig({ env: { OPENAI_API_KEY: "x" }, file: examplePath, flags: {} });
+    expect(config.upstreams).toEqual([
+      {
+        name: "openai",
+        baseUrl: "https://api.openai.com/v1",
+        apiKey: "x",
+        models: [],
+        maxConcurrency: 256,
+        headers: {},
+        origin: "file",
+      },
+    ]);
+    expect(config.source.file).toBe(examplePath);
+  });
+
+  it("is valid with every comment sign removed", () => {
+    expect(load(uncommented, secrets).apiKeys).toEqual([
+      { key: "team-a-key", project: "default", role: "user" },
+    ]);
+  });
+
+  it("mentions every key of the schema", () => {
+    const document = parse(uncommented);
+    const has = (value: unknown, [key, ...rest]: string[]): boolean => {
+      if (Array.isArray(value)) return value.some((item) => has(item, [key!, ...rest]));
+      if (key === undefined) return value !== undefined;
+      if (typeof value !== "object" || value === null) return false;
+      const entries = Object.entries(value).filter(([name]) => key === "NAME" || name === key);
+      return entries.some(([, item]) => rest.length === 0 || has(item, rest));
+    };
+    const keys = schemaKeys().map(({ path }) => path);
+    expect(keys.length).toBeGreaterThan(30);
+    expect(keys.filter((path) => !has(document, path)).map((path) => path.join("."))).toEqual([]);
+  });
+
+  it("shows the defaults that hold", () => {
+    const { source: _, ...shown } = load(uncommented, secrets);
+    const { source: __, ...real } = load("", {});
+    const { wait, priority, ...defaults } = shown.defaults;
+    expect({ wait, priority }).toEqual({ wait: true, priority: "default" });
+    expect({ ...shown, defaults: { ...defaults, wait: undefined, priority: undefined } }).toEqual({
+      ...real,
+      apiKeys: shown.apiKeys,
+      upstreams: shown.upstreams,
+      routes: shown.routes,
+    });
+  });
+
+  it("explains each key in a comment above it, or above the group it stands in", () => {
+    const groups = text.split(/\n\s*\n/).filter((group) => /^#?[a-z_"]+ = /m.test(group));
+    expect(groups.length).toBeGreaterThan(30);
+    expect(groups.filter((group) => !/^# /m.test(group) && !group.startsWith("[routes]"))).toEqual([]);
+  });
+
+  it("names the variable of every known provider", () => {
+    for (const { keyVariable } of providers) expect(text).toContain(keyVariable);
+    expect(text).toContain("OLLAMA_HOST");
+    expect(text).toContain("OPENAI_BASE_URL");
+  });
+});
+
+describe("precedence", () => {
+  it("a flag beats the environment, which beats the file, which beats the default", () => {
+    const file = "port = 1001";
+    const env = { OUTLAST_PORT: "1002" };
+    expect(load("").port).toBe(4080);
+    expect(load(file).port).toBe(1001);
+    expect(load(file, env).port).toBe(1002);
+    expect(load(file, env, { port: "1003" }).port).toBe(1003);
+    expect(load(file, env, { port: undefined }).port).toBe(1002);
+  });
+
+  it("the file is the flag's, else OUTLAST_CONFIG's, else outlast.toml in the working directory", () => {
+    const named = written("port = 1");
+    const other = written("port = 2");
+    const local = join(directory, "outlast.toml");
+    writeFileSync(local, "port = 3");
+    try {
+      expect(loadConfig({ env: { OUTLAST_CONFIG: other }, file: named, flags: {} }).port).toBe(1);
+      expect(loadConfig({ env: { OUTLAST_CONFIG: other }, flags: {} }).port).toBe(2);
+      const config = loadConfig({ env: { OUTLAST_CONFIG: "" }, flags: {} });
+      expect(config).toMatchObject({ port: 3, source: { file: "outlast.toml" } });
+    } finally {
+      rmSync(local);
+    }
+  });
+
+  it("every scalar key can be given by its own environment variable", () => {
+    const scalars = schemaKeys().filter(({ path, kind }) => {
+      return kind === "scalar" && !path.includes("NAME") && path[0] !== "api_keys";
+    });
+    const names = scalars.map(({ path }) => variableName(path));
+    expect(names).toContain("OUTLAST_STORE_URL");
+    expect(names).toContain("OUTLAST_DEFAULTS_MAX_ATTEMPTS");
+    expect(new Set(names).size).toBe(names.length);
+    const env = Object.fromEntries(names.map((name) => [name, "?"]));
+    const problems = problemsOf(() => load("", { ...env, OUTLAST_STORE_URL: "mysql://x" })).join("\n");
+    for (const name of names.filter((name) => !/DATA_DIR/.test(name))) {
+      expect(problems).toContain(`(from ${name})`);
+    }
+    expect(load("", { OUTLAST_DATA_DIR: "/data" }).store.url).toBe("sqlite:/data/outlast.db");
+  });
+
+  it("text from the environment becomes what the key wants", () => {
+    const config = load('passthrough = "off"', {
+      OUTLAST_HOLD_TIMEOUT: "90",
+      OUTLAST_MAX_BODY_SIZE: "1GB",
+      OUTLAST_DEFAULTS_WAIT: "false",
+      OUTLAST_DEFAULTS_MAX_ATTEMPTS: "3",
+      OUTLAST_LOG_LEVEL: " debug ",
+      OUTLAST_ALLOWED_HOSTS: "Box.local, other",
+    });
+    expect(config).toMatchObject({
+      passthrough: "off",
+      holdTimeoutMs: 90_000,
+      maxBodyBytes: 1024 ** 3,
+      defaults: { wait: false, maxAttempts: 3 },
+      log: { level: "debug" },
+      allowedHosts: ["box.local", "other"],
+    });
+  });
+
+  it("an empty environment variable counts as unset", () => {
+    expect(load("port = 1", { OUTLAST_PORT: "", OPENAI_API_KEY: "" })).toMatchObject({
+      port: 1,
+      upstreams: [],
+    });
+  });
+
+  it("OUTLAST_API_KEYS takes the place of the file's keys", () => {
+    const config = load('[[api_keys]]\nkey = "from-the-file"', {
+      OUTLAST_API_KEYS: "first-key, second-key,",
+    });
+    expect(config.apiKeys).toEqual([
+      { key: "first-key", project: "default", role: "user" },
+      { key: "second-key", project: "default", role: "user" },
+    ]);
+  });
+
+  it("what Kubernetes says about a service named outlast is not taken for configuration", () => {
+    const env = {
+      OUTLAST_PORT: "tcp://10.0.0.1:4080",
+      OUTLAST_PORT_4080_TCP_ADDR: "10.0.0.1",
+      OUTLAST_SERVICE_HOST: "10.0.0.1",
+      OUTLAST_SERVICE_PORT_HTTP: "4080",
+    };
+    expect(load("", env).port).toBe(4080);
+  });
+});
+
+describe("unknown keys", () => {
+  it("are named, with the file, a suggestion and the keys that are allowed", () => {
+    const message = problem("[retry]\nbackof_base = 1");
+    expect(message).toMatch(/^retry\.backof_base: unknown key; did you mean "backoff_base"\?/);
+    expect(message).toContain("lane_backoff_max");
+    expect(message).toMatch(/\(from .*\.toml\)$/);
+  });
+
+  it("get the allowed keys where nothing is close", () => {
+    expect(problem("[log]\nxyzzy = 1")).toContain("log.xyzzy: unknown key; allowed here: level");
+  });
+
+  it("are recognised in camelCase", () => {
+    expect(problem(upstream("a", "maxConcurrency = 1"))).toContain('did you mean "max_concurrency"?');
+  });
+
+  it("are recognised as another table's", () => {
+    expect(problem("[retry]\nmax_attempts = 1")).toContain("did you mean defaults.max_attempts?");
+  });
+
+  it("are found in lists and targets too", () => {
+    expect(problem('[[api_keys]]\nkey = "12345678"\nname = "x"')).toMatch(
+      /^api_keys\[0\]\.name: unknown key/,
+    );
+    expect(problem(`${upstream("a")}[routes]\n"m.1" = ["a", { upstream = "a", modle = "x" }]`)).toMatch(
+      /^routes\."m\.1"\[1\]\.modle: unknown key; did you mean "model"\?/,
+    );
+  });
+
+  it("are found in the environment", () => {
+    expect(problem("", { OUTLAST_API_KEY: "12345678" })).toBe(
+      'OUTLAST_API_KEY: unknown environment variable; did you mean "OUTLAST_API_KEYS"? (from the environment)',
+    );
+    expect(problem("", { OUTLAST_XYZZY: "1" })).not.toContain("did you mean");
+    expect(problem("", { OUTLAST_DEFAULTS_MAX_ATTEMPS: "1" })).toContain('"OUTLAST_DEFAULTS_MAX_ATTEMPTS"');
+  });
+});
+
+describe("bad values", () => {
+  it.each([
+    ["port = 65536", "port: must be a whole number from 0 to 65535, got 65536"],
+    ["port = 1.5", "port: must be a whole number"],
+    ["port = true", "port: must be a whole number from 0 to 65535, got true"],
+    ['host = "http://x"', 'host: must be a host name or an IP address to listen on, got "http://x"'],
+    ['hold_timeout = "5 minutes"', "hold_timeout: must be a number of seconds or a time such as"],
+    ["hold_timeout = 0", "hold_timeout: must be"],
+    ["hold_timeout = -1", "hold_timeout: must be"],
+    ["hold_timeout = nan", "hold_timeout: must be"],
+    ["hold_timeout = 2024-01-01", "got a date"],
+    ['keep_alive_timeout = "25d"', "at most 24 days"],
+    ['max_body_size = "0"', "max_body_size: must be a number of bytes above 0"],
+    ['max_body_size = "32 elephants"', 'got "32 elephants"'],
+    ['passthrough = "some"', 'passthrough: must be one of "inference", "all", "off", got "some"'],
+    ['data_dir = ""', "data_dir: must be text that is not empty"],
+    ['allowed_hosts = ["http://a"]', "allowed_hosts[0]: must be a host name without scheme and port"],
+    ['allowed_hosts = "a"', "allowed_hosts: must be a list"],
+    ["store = 1", "store: must be a table"],
+    ["[defaults]\nwait = 3601", "defaults.wait: must be true, false or a number of seconds from 0 to 3600"],
+    ['[defaults]\nwait = "maybe"', 'got "maybe"'],
+    ["[defaults]\nmax_attempts = 0", "defaults.max_attempts: must be a whole number from 1"],
+    ['[defaults]\npriority = "urgent"', "defaults.priority: must be one of"],
+    ['[log]\nlevel = "loud"', "log.level: must be one of"],
+    ["[[api_keys]]\nkey = 12345678", "api_keys[0].key: must be at least 8 visible ASCII characters"],
+    ["[[api_keys]]", "api_keys[0].key: is missing"],
+    ['[[api_keys]]\nkey = "12345678"\nrole = "root"', 'api_keys[0].role: must be one of "user", "operator"'],
+    ['[upstreams."a b"]\nbase_url = "http://a"', 'upstreams."a b": the name must be letters'],
+    ["[upstreams.a]", "upstreams.a.base_url: is missing; it must be an http(s) URL"],
+    ['[upstreams.a]\nbase_url = "foo"', 'upstreams.a.base_url: must be an http(s) URL, got "foo"'],
+    ['[upstreams.a]\nbase_url = "ftp://a"', 'upstreams.a.base_url: must be an http(s) URL, got "ftp://a"'],
+    ['[upstreams.a]\nbase_url = "http://a?b=c"', 'without "?"'],
+    [upstream("a", 'models = [""]'), "upstreams.a.models[0]: must be the name of a model"],
+    [upstream("a", "max_concurrency = 0"), "upstreams.a.max_concurrency: must be a whole number"],
+    [upstream("a", 'headers = { "a b" = "x" }'), 'upstreams.a.headers."a b": the name must be'],
+    [upstream("a", 'headers = { a = "x\\ny" }'), "upstreams.a.headers.a: must be a header's value"],
+    [`${upstream("a")}[routes]\nm = []`, "routes.m: must name at least one upstream"],
+    [`${upstream("a")}[routes]\nm = "a"`, "routes.m: must be a list"],
+    [`${upstream("a")}[routes]\nm = [1]`, "routes.m[0]: must be a table"],
+    [`${upstream("a")}[routes]\nm = ["a/"]`, "routes.m[0].model: must be text that is not empty"],
+    ['[retry]\nbackoff_base = "20m"', "retry.backoff_max: must be at least retry.backoff_base, which is 20m"],
+  ])("%j is refused", (toml, message) => {
+    expect(problem(toml)).toContain(message);
+  });
+
+  it.each([
+    ["postgres://u:hunter22@h/db", "a Postgres store is not supported yet in this version"],
+    ["postgresql://u:hunter22@h/db", "a Postgres store is not supported yet in this version"],
+    ["mysql://u:hunter22@h/db", "a kind of store that this version does not know"],
+    ["sqlite:", 'must be "sqlite:<path>" or the path of a file'],
+    ["sqlite://a.db", 'without "//"'],
+    ["sqlite::memory:", "must be a file"],
+  ])("the store %s is refused", (url, message) => {
+    const text = problem("", { OUTLAST_STORE_URL: url });
+    expect(text).toMatch(/^store\.url: /);
+    expect(text).toContain(message);
+    expect(text).not.toContain("hunter22");
+  });
+
+  it("say whether they came from the file, a variable or a flag", () => {
+    expect(problem('port = "x"')).toMatch(/\(from .*\.toml\)$/);
+    expect(problem("", { OUTLAST_PORT: "x" })).toMatch(/got "x" \(from OUTLAST_PORT\)$/);
+    expect(problem("", {}, { port: "x" })).toMatch(/got "x" \(from --port\)$/);
+    expect(problem("", { OPENAI_BASE_URL: "x" })).toBe(
+      'upstreams.openai.base_url: must be an http(s) URL, got "x" (from OPENAI_BASE_URL)',
+    );
+  });
+
+  it("are all reported at once, together with what the rules between keys say", () => {
+    const toml = `port = "x"\nhost = "0.0.0.0"\nfoo = 1\n[routes]\nm = ["nowhere"]\n[retry]\nbackoff_max = "1ms"`;
+    const problems = problemsOf(() => load(toml, { OUTLAST_LOG_LEVEL: "loud", OUTLAST_FOO: "1" }));
+    const keys = problems.map((text) => text.split(":")[0]);
+    const expected = ["OUTLAST_FOO", "port", "host", "foo", "routes.m[0]", "retry.backoff_max", "log.level"];
+    expect(keys.toSorted()).toEqual(expected.toSorted());
+    expect(() => load(toml)).toThrow(/The configuration has 5 problems:\n- /);
+  });
+});
+
+describe("names", () => {
+  it("a route to an unknown upstream is refused with a suggestion", () => {
+    expect(problem(`${upstream("openai")}[routes]\nm = ["opnai/x"]`)).toMatch(
+      /^routes\.m\[0\]: names an unknown upstream; did you mean "openai"\? upstreams: openai, got "opnai\/x"/,
+    );
+  });
+
+  it("a route may name an upstream that the environment makes", () => {
+    const config = load('[routes]\nm = ["groq"]', { GROQ_API_KEY: "k" });
+    expect(config.routes).toEqual([{ model: "m", targets: [{ upstream: "groq" }] }]);
+  });
+
+  it("a target is split at its first slash", () => {
+    const toml = `${upstream("a")}[routes]\n"gpt-*" = ["a", "a/x/y", { upstream = "a", model = "z" }]`;
+    expect(load(toml).routes).toEqual([
+      {
+        model: "gpt-*",
+        targets: [{ upstream: "a" }, { upstream: "a", model: "x/y" }, { upstream: "a", model: "z" }],
+      },
+    ]);
+  });
+
+  it("names of upstreams that differ only in case are refused", () => {
+    expect(problem(upstream("a") + upstream("A"))).toMatch(
+      /^upstreams\.A: the name is taken by upstreams\.a/,
+    );
+  });
+
+  it("a table that is there twice is refused", () => {
+    expect(problem(upstream("a") + upstream("a"))).toMatch(/\.toml:\d+:\d+: not TOML: trying to redefine/);
+  });
+
+  it("an API key that is there twice is refused", () => {
+    expect(problem("", { OUTLAST_API_KEYS: "12345678,12345678" })).toBe(
+      "api_keys[1].key: is the same as api_keys[0].key (from OUTLAST_API_KEYS)",
+    );
+  });
+});
+
+describe("the file", () => {
+  it("must exist if it is named", () => {
+    const path = join(directory, "missing.toml");
+    expect(problemsOf(() => loadConfig({ env: {}, file: path, flags: {} }))).toEqual([
+      `${JSON.stringify(path)} cannot be read: no such file (from --config)`,
+    ]);
+    const env = { OUTLAST_CONFIG: directory };
+    expect(problemsOf(() => loadConfig({ env, flags: {} }))[0]).toMatch(
+      /it is a directory \(from OUTLAST_CONFIG\)/,
+    );
+  });
+
+  it("is not quoted when it is not TOML", () => {
+    const message = problem('[upstreams.a]\napi_key = "sk-very-secret\n');
+    expect(message).toMatch(/\.toml:2:\d+: not TOML: /);
+    expect(message).not.toContain("secret");
+  });
+
+  it("accepts durations and sizes in every notation", () => {
+    const toml =
+      'hold_timeout = 1.5\ndrain_timeout = 0\nmax_body_size = 1000\n[defaults]\nwait = 30\ndeadline = "7d"';
+    expect(load(toml)).toMatchObject({
+      holdTimeoutMs: 1_500,
+      drainTimeoutMs: 0,
+      maxBodyBytes: 1_000,
+      defaults: { wait: 30, deadlineMs: 7 * 86_400_000 },
+    });
+  });
+
+  it.each([
+    ["sqlite:/var/x.db", "sqlite:/var/x.db"],
+    ["sqlite:///var/x.db", "sqlite:/var/x.db"],
+    ["x.db", "sqlite:x.db"],
+    ["C:\\x.db", "sqlite:C:\\x.db"],
+  ])("takes the store %s as %s", (url, normal) => {
+    expect(load(`[store]\nurl = '${url}'`).store.url).toBe(normal);
+  });
+
+  it("takes base URLs with or without a slash at the end", () => {
+    const toml = '[upstreams.a]\nbase_url = "HTTPS://API.example.com/v1//"';
+    expect(load(toml).upstreams[0]!.baseUrl).toBe("https://api.example.com/v1");
+  });
+});
+
+describe("variables in the file", () => {
+  const keyFromVariable = upstream("a", `api_key = "\${A_KEY}"\nheaders = { x = "v=\${A_X}." }`);
+
+  it("are replaced anywhere in a text, and numbers may come from them", () => {
+    const config = load(`port = "\${P}"\n${keyFromVariable}`, { P: "5", A_KEY: "k", A_X: "1" });
+    expect(config.port).toBe(5);
+    expect(config.upstreams[0]).toMatchObject({ apiKey: "k", headers: { x: "v=1." } });
+  });
+
+  it("that are not set are named together with the key", () => {
+    const problems = problemsOf(() => load(keyFromVariable, { A_X: "" }));
+    expect(problems).toHaveLength(2);
+    expect(problems[0]).toMatch(/^upstreams\.a\.api_key: the environment variable A_KEY is not set/);
+    expect(problems[1]).toMatch(
+      /^upstreams\.a\.headers\.x: the environment variable A_X is not set, or is empty/,
+    );
+  });
+
+  it("that are not set make no second problem with their key", () => {
+    expect(problem(`port = "\${P}"`)).toMatch(/^port: the environment variable P is not set/);
+    expect(problem(`${upstream("a")}[routes]\nm = ["\${U}"]`)).toMatch(/^routes\.m\[0\]: the environment/);
+  });
+
+  it("must have a name", () => {
+    expect(problem(`data_dir = "\${A-B}"`)).toMatch(/^data_dir: .* must be followed by the name/);
+    expect(problem(`data_dir = "\${A"`, { A: "x" })).toMatch(/^data_dir: .* must be followed by the name/);
+  });
+
+  it("are not replaced twice", () => {
+    expect(load(`data_dir = "\${A}"`, { A: `\${B}`, B: "x" }).dataDir).toBe(`\${B}`);
+  });
+
+  it("may begin with OUTLAST_", () => {
+    const toml = `[[api_keys]]\nkey = "\${OUTLAST_TEAM_KEY}"`;
+    expect(load(toml, { OUTLAST_TEAM_KEY: "12345678" }).apiKeys[0]!.key).toBe("12345678");
+  });
+});
+
+describe("upstreams from the environment", () => {
+  it.each([
+    ["OPENAI_API_KEY", "openai", "https://api.openai.com/v1", []],
+    ["ANTHROPIC_API_KEY", "anthropic", "https://api.anthropic.com/v1", ["claude-*"]],
+    [
+      "GEMINI_API_KEY",
+      "gemini",
+      "https://generativelanguage.googleapis.com/v1beta/openai",
+      ["gemini-*", "gemma-*"],
+    ],
+    ["OPENROUTER_API_KEY", "openrouter", "https://openrouter.ai/api/v1", ["*/*"]],
+    ["GROQ_API_KEY", "groq", "https://api.groq.com/openai/v1", []],
+    ["XAI_API_KEY", "xai", "https://api.x.ai/v1", ["grok-*"]],
+    [
+      "MISTRAL_API_KEY",
+      "mistral",
+      "https://api.mistral.ai/v1",
+      [
+        "mistral-*",
+        "ministral-*",
+        "magistral-*",
+        "codestral-*",
+        "devstral-*",
+        "pixtral-*",
+        "voxtral-*",
+        "open-mistral-*",
+      ],
+    ],
+    ["DEEPSEEK_API_KEY", "deepseek", "https://api.deepseek.com/v1", ["deepseek-*"]],
+  ])("%s makes %s", (variable, name, baseUrl, models) => {
+    expect(load("", { [variable]: "secret\n" }).upstreams).toEqual([
+      { name, baseUrl, apiKey: "secret", models, maxConcurrency: 256, headers: {}, origin: "environment" },
+    ]);
+  });
+
+  it("OPENAI_BASE_URL moves the openai upstream, with or without a key", () => {
+    const env = { OPENAI_BASE_URL: "http://localhost:8000/v1/" };
+    const [bare] = load("", env).upstreams;
+    expect(bare).toMatchObject({ name: "openai", baseUrl: "http://localhost:8000/v1", models: [] });
+    expect(bare).not.toHaveProperty("apiKey");
+    expect(load("", { ...env, OPENAI_API_KEY: "k" }).upstreams[0]).toMatchObject({ ...bare, apiKey: "k" });
+  });
+
+  it.each([
+    ["box", "http://box:11434/v1"],
+    ["box:80", "http://box/v1"],
+    ["box:1234", "http://box:1234/v1"],
+    ["0.0.0.0", "http://127.0.0.1:11434/v1"],
+    [":1234", "http://127.0.0.1:1234/v1"],
+    ["::", "http://[::1]:11434/v1"],
+    ["[::1]:99", "http://[::1]:99/v1"],
+    ["http://box", "http://box/v1"],
+    ["https://box:444/ollama/", "https://box:444/ollama/v1"],
+    ["http://0.0.0.0:1/v1", "http://127.0.0.1:1/v1"],
+  ])("OLLAMA_HOST=%s is %s", (value, baseUrl) => {
+    const [ollama] = load("", { OLLAMA_HOST: value }).upstreams;
+    expect(ollama).toMatchObject({ name: "ollama", baseUrl, models: [], origin: "environment" });
+    expect(ollama).not.toHaveProperty("apiKey");
+  });
+
+  it("an OLLAMA_HOST that is no address is refused", () => {
+    expect(problem("", { OLLAMA_HOST: "ftp://x" })).toMatch(
+      /^upstreams\.ollama\.base_url: .*\(from OLLAMA_HOST\)$/,
+    );
+  });
+
+  it("come after the file's, whose names win and stay as they are", () => {
+    const config = load(upstream("zeta") + upstream("openai"), { OPENAI_API_KEY: "k", XAI_API_KEY: "k" });
+    expect(config.upstreams.map(({ name, origin }) => [name, origin])).toEqual([
+      ["zeta", "file"],
+      ["openai", "file"],
+      ["xai", "environment"],
+    ]);
+    expect(config.upstreams[1]).toMatchObject({ baseUrl: "http://openai/v1" });
+    expect(config.upstreams[1]).not.toHaveProperty("apiKey");
+  });
+});
+
+describe("listening beyond this machine", () => {
+  it.each(["0.0.0.0", "::", "192.168.0.1", "example.com", "127.evil.com", "::ffff:1.2.3.4"])(
+    "on %s without a key is refused",
+    (host) => {
+      const message = problem("", {}, { host });
+      expect(message).toMatch(/^host: listening beyond this machine needs an API key/);
+      expect(message).toContain("OUTLAST_API_KEYS");
+      expect(message).toContain(`got ${JSON.stringify(host)} (from --host)`);
+    },
+  );
+
+  it("is fine with a key", () => {
+    expect(load("", { OUTLAST_HOST: "0.0.0.0", OUTLAST_API_KEYS: "12345678" }).host).toBe("0.0.0.0");
+    expect(load('host = "::"\n[[api_keys]]\nkey = "12345678"').host).toBe("::");
+  });
+
+  it.each([
+    ["127.0.0.1", "127.0.0.1"],
+    ["127.9.9.9", "127.9.9.9"],
+    ["::1", "::1"],
+    ["[::1]", "::1"],
+    ["0:0:0:0:0:0:0:1", "0:0:0:0:0:0:0:1"],
+    ["LocalHost", "LocalHost"],
+  ])("does not include %s", (host, listening) => {
+    expect(load("", {}, { host }).host).toBe(listening);
+  });
+});
+
+describe("secrets", () => {
+  const toml = `
+    host = "0.0.0.0"
+    [[api_keys]]
+    key = "hunter2-file-key"
+    project = "a"
+    role = "operator"
+    [upstreams.a]
+    base_url = "https://a/v1"
+    api_key = "\${A_KEY}"
+    models = ["m-*"]
+    headers = { Authorization = "Bearer hunter2-header", "X-Y" = "hunter2-\${A_KEY}" }
+    [routes]
+    "m.1" = ["a", "openai/m"]
+    [defaults]
+    wait = false`;
+  const env = { A_KEY: "hunter2-a", OPENAI_API_KEY: "hunter2-openai" };
+
+  it("are masked in the effective configuration", () => {
+    const text = describeConfig(load(toml, env));
+    expect(text).not.toContain("hunter2");
+    expect(text.match(/"\*{4}"/g)).toHaveLength(5);
+    expect(text).toContain("# upstreams from the environment: openai");
+  });
+
+  it("the effective configuration is TOML that means the same, but for the masks", () => {
+    const config = load(toml, env);
+    const { source: _, ...again } = load(describeConfig(config).replaceAll("****", "masked-key"), {});
+    const { source: __, ...expected } = config;
+    expect(again).toEqual({
+      ...expected,
+      apiKeys: [{ key: "masked-key", project: "a", role: "operator" }],
+      upstreams: config.upstreams.map((upstream) => ({
+        ...upstream,
+        apiKey: "masked-key",
+        headers: Object.fromEntries(Object.keys(upstream.headers).map((name) => [name, "masked-key"])),
+        origin: "file",
+      })),
+    });
+  });
+
+  it("the effective configuration of nothing at all shows the defaults", () => {
+    const text = describeConfig(loadConfig({ env: {}, flags: {} }));
+    expect(text).toMatch(/^# file: none\n/);
+    expect(text).toContain('hold_timeout = "280s"');
+    expect(text).toContain('max_body_size = "32MB"');
+    expect(text).not.toContain("wait =");
+  });
+
+  it.each([
+    ['[[api_keys]]\nkey = "hunter2"', {}],
+    ['[[api_keys]]\nkey = "hunter2 hunter2"', {}],
+    ['[[api_keys]]\nkey = ["hunter2"]', {}],
+    ['api_keys = "hunter2-hunter2"', {}],
+    ['api_keys = ["hunter2-hunter2"]', {}],
+    ["", { OUTLAST_API_KEYS: "hunter2" }],
+    ["", { OUTLAST_API_KEYS: "hunter2-1,hunter2-1" }],
+    ["", { OPENAI_API_KEY: "hunter2 hunter2" }],
+    ["", { OPENAI_BASE_URL: "https://user:hunter2@host/v1" }],
+    ["", { OPENAI_BASE_URL: "https://user:hunter2@ho st/v1" }],
+    ["", { OPENAI_BASE_URL: "https://host/v1?key=hunter2" }],
+    ["", { OLLAMA_HOST: "http://user:hunter2@host" }],
+    ["", { OUTLAST_API_KEY: "hunter2-hunter2" }],
+    [upstream("a", 'apikey = "hunter2"'), {}],
+    [upstream("a", 'headers = "hunter2"'), {}],
+    [upstream("a", 'headers = { a = ["hunter2"] }'), {}],
+    ['[upstreams]\na = "hunter2"', {}],
+    ['[upstreams.a]\nbase_url = "http://a"\napi_key = "hunter2\\n"', {}],
+    [`port = "\${A_KEY}"`, env],
+    [`[store]\nurl = "\${A_KEY}:x"`, env],
+    [`[routes]\nm = ["\${A_KEY}"]`, env],
+  ])("are in no message: %j, %j", (broken, variables) => {
+    const error = (() => {
+      try {
+        return load(broken, variables);
+      } catch (thrown) {
+        return thrown;
+      }
+    })();
+    expect(error).toBeInstanceOf(ConfigError);
+    const { message, problems, stack } = error as ConfigError;
+    expect([message, stack, ...problems].join("\n")).not.toContain("hunter2");
+  });
+});
+
+describe("durations and sizes", () => {
+  it.each([
+    ["250ms", 250],
+    ["10s", 10_000],
+    ["5m", 300_000],
+    ["24h", 86_400_000],
+    ["7d", 604_800_000],
+    ["1.5s", 1_500],
+    ["30", 30_000],
+    [" 30 s ", 30_000],
+    [30, 30_000],
+    [0.25, 250],
+    [0.0000001, 0],
+    [0, 0],
+  ])("%j lasts %i ms", (text, ms) => {
+    expect(parseDuration(text)).toBe(ms);
+  });
+
+  it.each(["", "s", "-1s", "1w", "1h30m", "1e3", "5M", -1, Number.NaN, Number.POSITIVE_INFINITY, 1e300])(
+    "%j is no length of time",
+    (text) => {
+      expect(parseDuration(text)).toBeUndefined();
+    },
+  );
+
+  it("are written so that they read the same", () => {
+    for (const ms of [0, 1, 250, 1_500, 50_000, 280_000, 600_000, 86_400_000]) {
+      expect(parseDuration(formatDuration(ms))).toBe(ms);
+    }
+    for (const bytes of [0, 1, 1_000, 1_024, 32 * 1024 ** 2, 1024 ** 3]) {
+      expect(parseSize(formatSize(bytes))).toBe(bytes);
+    }
+    expect([formatDuration(280_000), formatDuration(600_000), formatSize(1024 ** 3)]).toEqual([
+      "280s",
+      "10m",
+      "1GB",
+    ]);
+  });
+
+  it("sizes count in powers of 1024", () => {
+    expect(["1B", "1KB", "1.5 MB", "1gb", "7", 7].map(parseSize)).toEqual([
+      1,
+      1024,
+      1.5 * 1024 ** 2,
+      1024 ** 3,
+      7,
+      7,
+    ]);
+    expect(["", "MB", "-1", -1, 1.5e300, "1PB"].map(parseSize)).toEqual(Array(6).fill(undefined));
+  });
+});
+
+describe("suggestions", () => {
+  it("are the closest name, or nothing", () => {
+    expect(nearest("prot", ["host", "port"])).toBe("port");
+    expect(nearest("baseUrl", ["api_key", "base_url"])).toBe("base_url");
+    expect(nearest("foo", ["log"])).toBeUndefined();
+    expect(nearest("completely different", ["port"])).toBeUndefined();
+  });
+});
