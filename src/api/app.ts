@@ -1,0 +1,128 @@
+/** Every route, in one list; what all of them share around it. */
+
+import type { IncomingMessage, ServerResponse } from "node:http";
+import { createAdaptorServer } from "@hono/node-server";
+import { RESPONSE_ALREADY_SENT } from "@hono/node-server/utils/response";
+import { type Context, Hono } from "hono";
+import { AppError } from "../core/errors.ts";
+import { getCompletion, postCompletion } from "./completions.ts";
+import type { ApiOptions, Call, Handler } from "./context.ts";
+import { errorReply, jsonReply } from "./errors.ts";
+import { createModels } from "./models.ts";
+import { passThroughUnread } from "./passthrough.ts";
+import { type Reply, send } from "./reply.ts";
+import { cancelRequest, getAttempts, getRequest, listRequests } from "./requests.ts";
+
+type Bindings = { incoming: IncomingMessage; outgoing: ServerResponse };
+type AppContext = Context<{ Bindings: Bindings }>;
+
+export function createApp(options: ApiOptions): Hono<{ Bindings: Bindings }> {
+  const app = new Hono<{ Bindings: Bindings }>();
+  const models = createModels();
+  const v1 = (handler: Handler) => (c: AppContext) => answer(c, options, handler);
+  const open = (reply: () => Reply) => (c: AppContext) => finish(c, options, reply());
+
+  app.get(
+    "/healthz",
+    open(() => jsonReply(200, { status: "ok" })),
+  );
+  app.get(
+    "/readyz",
+    open(() => readiness(options)),
+  );
+  app.post("/v1/chat/completions", v1(jsonRoute(postCompletion)));
+  app.get("/v1/chat/completions/:id", v1(getCompletion));
+  app.get("/v1/requests", v1(listRequests));
+  app.get("/v1/requests/:id", v1(getRequest));
+  app.get("/v1/requests/:id/attempts", v1(getAttempts));
+  app.post("/v1/requests/:id/cancel", v1(cancelRequest));
+  app.all("/v1/requests/*", v1(noSuchRoute));
+  app.all("/v1/requests", v1(noSuchRoute));
+  app.get("/v1/models", v1(models.list));
+  app.get("/v1/models/:id{.+}", v1(models.get));
+  app.all("/v1/*", v1(passThroughUnread));
+  app.all("*", v1(noSuchRoute));
+  return app;
+}
+
+/** The HTTP server around the routes. Nothing in it closes a connection that is being answered. */
+export function createHttpServer(options: ApiOptions, keepAliveTimeoutMs: number) {
+  const server = createAdaptorServer({
+    fetch: createApp(options).fetch as never,
+    overrideGlobalObjects: false,
+  }) as import("node:http").Server;
+  server.keepAliveTimeout = keepAliveTimeoutMs;
+  // Has to be longer, or a reused connection is cut between the two.
+  server.headersTimeout = keepAliveTimeoutMs + 5000;
+  // Uploads may be slow and answers late; both have limits of their own.
+  server.requestTimeout = 0;
+  return server;
+}
+
+const noSuchRoute: Handler = async ({ incoming }) => {
+  const path = incoming.url?.split("?", 1)[0];
+  throw new AppError("not_found", `There is nothing at ${incoming.method} ${path}.`);
+};
+
+function readiness({ queue }: ApiOptions): Reply {
+  const refusal = queue.refusal();
+  return refusal ? errorReply(refusal) : jsonReply(200, { status: "ready" });
+}
+
+/** Without API keys, only what a web page cannot send unasked: a JSON content type needs a preflight. */
+function jsonRoute(handler: Handler): Handler {
+  return async (call, options) => {
+    const type = call.header("content-type") ?? "";
+    if (options.jsonOnly && !/^application\/([\w.-]+\+)?json\b/i.test(type)) {
+      const message = "The body must be sent with `Content-Type: application/json`.";
+      throw new AppError("unsupported_content_type", message);
+    }
+    return handler(call, options);
+  };
+}
+
+async function answer(c: AppContext, options: ApiOptions, handler: Handler): Promise<Response> {
+  const { incoming, outgoing } = c.env;
+  try {
+    const header = headerOf(incoming);
+    const caller = options.guard(header);
+    const url = incoming.url ?? "/";
+    const mark = url.indexOf("?");
+    const query = new URLSearchParams(mark < 0 ? "" : url.slice(mark + 1));
+    const path = url.replace(/^\/v1(?=[/?]|$)/, "");
+    const call: Call = { incoming, outgoing, header, caller, path, query, params: c.req.param() };
+    const reply = await handler(call, options);
+    return reply ? finish(c, options, reply) : RESPONSE_ALREADY_SENT;
+  } catch (error) {
+    // Nothing was thrown but the fact that the caller has gone.
+    if (error === undefined) return RESPONSE_ALREADY_SENT;
+    return finish(c, options, errorReply(asAppError(error, options)));
+  }
+}
+
+function finish(c: AppContext, { queue }: ApiOptions, reply: Reply): Response {
+  send(c.env.outgoing, reply, queue.isStopping);
+  // What is left of a body that we refused is read and dropped, so that the refusal can be read.
+  c.env.incoming.resume();
+  return RESPONSE_ALREADY_SENT;
+}
+
+function headerOf(incoming: IncomingMessage) {
+  return (name: string): string | undefined => {
+    const value = incoming.headers[name];
+    return Array.isArray(value) ? value.join(", ") : value;
+  };
+}
+
+function asAppError(error: unknown, { observer }: ApiOptions): AppError {
+  if (error instanceof AppError) return error;
+  observer.tell({ event: "fault", where: "api", message: faultText(error) });
+  return new AppError("internal_error", "Something went wrong on our side.");
+}
+
+/** Where it happened, without the error's own words: those may quote a prompt. */
+function faultText(error: unknown): string {
+  if (!(error instanceof Error)) return typeof error;
+  const frames = (error.stack ?? "").split("\n").filter((line) => line.trimStart().startsWith("at "));
+  return [error.name, ...frames.slice(0, 4).map((frame) => frame.trim())].join(" ");
+}

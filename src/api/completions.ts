@@ -1,0 +1,198 @@
+/** POST /v1/chat/completions: durable, held, waited for or asynchronous. GET by the request's id. */
+
+import { AppError, failures } from "../core/errors.ts";
+import { type HeaderList, toUpstream } from "../core/headers.ts";
+import type { Ended } from "../core/ports.ts";
+import type { Draft, Line, Queue, Submission } from "../core/queue.ts";
+import { isTerminal, laneParts, type RequestRecord } from "../core/request.ts";
+import { callHashOf, fingerprintOf, type JsonBody, parseBody, readBody, withoutOurs } from "./body.ts";
+import type { ApiOptions, Call, Handler } from "./context.ts";
+import { comeBack, errorReply, failureReply, jsonReply } from "./errors.ts";
+import { type Asked, readAsked } from "./options.ts";
+import { passThrough } from "./passthrough.ts";
+import { answerOf, pollUrl, presentAsync } from "./present.ts";
+import type { Reply } from "./reply.ts";
+import { readWaitMs } from "./requests.ts";
+
+const endpoint = "chat.completions";
+
+export const postCompletion: Handler = async (call, options) => {
+  const bytes = await readBody(call.incoming, options.maxBodyBytes);
+  const body = parseBody(bytes);
+  checkBody(body.value);
+  const asked = readAsked(body.value, call.header, options.defaults, options.clock.now());
+  if (body.value.stream === true) return passThrough(call, options, withoutOurs(body), body.value);
+  const submission = await options.queue.submit(draftOf(call, body, asked));
+  const applied: HeaderList = asked.preferenceApplied
+    ? [["preference-applied", asked.preferenceApplied]]
+    : [];
+  const reply = await replyTo(submission, asked, call, options);
+  return reply && { ...reply, headers: [...reply.headers, ...applied] };
+};
+
+/** @throws AppError naming the field. What is inside is the upstream's to judge. */
+function checkBody(value: Record<string, unknown>): void {
+  const missing = (param: string) =>
+    new AppError("missing_required_parameter", `Missing required parameter: \`${param}\`.`, { param });
+  if (value.model === undefined) throw missing("model");
+  if (typeof value.model !== "string" || value.model === "" || value.model.length > 512) {
+    throw new AppError("invalid_parameter", "`model` must be a string of 1 to 512 characters.", {
+      param: "model",
+    });
+  }
+  if (value.messages === undefined) throw missing("messages");
+  if (!Array.isArray(value.messages)) {
+    throw new AppError("invalid_parameter", "`messages` must be an array.", { param: "messages" });
+  }
+  if (value.stream !== undefined && value.stream !== null && typeof value.stream !== "boolean") {
+    throw new AppError("invalid_parameter", "`stream` must be true or false.", { param: "stream" });
+  }
+}
+
+function draftOf(call: Call, body: JsonBody, asked: Asked): Draft {
+  const { project } = call.caller;
+  const headers = toUpstream(headersOf(call), true);
+  const { idempotencyKey, terms, priority, runAt, tags, mode } = asked;
+  const repeatable = idempotencyKey === undefined && terms.held && terms.onDisconnect === "continue";
+  const authorization = call.header("authorization");
+  return {
+    project,
+    endpoint,
+    model: body.value.model as string,
+    content: { head: { method: "POST", path: call.path, headers }, body: withoutOurs(body) },
+    terms,
+    priority,
+    runAt,
+    tags,
+    idempotencyKey,
+    fingerprint: idempotencyKey === undefined ? undefined : fingerprintOf(body),
+    callHash: repeatable
+      ? callHashOf({ project, authorization, path: call.path, headers, body: body.bytes })
+      : undefined,
+    hold: mode.kind !== "async",
+  };
+}
+
+export function headersOf({ incoming }: Call): HeaderList {
+  const list: HeaderList = [];
+  for (let i = 0; i + 1 < incoming.rawHeaders.length; i += 2) {
+    list.push([incoming.rawHeaders[i]!.toLowerCase(), incoming.rawHeaders[i + 1]!]);
+  }
+  return list;
+}
+
+async function replyTo(
+  submission: Submission,
+  asked: Asked,
+  call: Call,
+  options: ApiOptions,
+): Promise<Reply | undefined> {
+  const { queue } = options;
+  const { record, line } = submission;
+  const replayed = submission.kind === "replayed";
+  if (!line) {
+    if (!isTerminal(record.state)) return asyncReply(record, queue);
+    return endedReply(await queue.withAnswer(record), replayed);
+  }
+  const { mode } = asked;
+  const waitMs = mode.kind === "wait" ? mode.ms : options.defaults.holdTimeoutMs;
+  const ended = await waitHere(line, waitMs, call, options, record);
+  if (ended) return endedReply(ended, replayed);
+  if (call.outgoing.destroyed) return undefined;
+  const current = await queue.get(record.project, record.id);
+  if (isTerminal(current.state)) return endedReply(await queue.withAnswer(current), replayed);
+  if (mode.kind === "wait") return asyncReply(current, queue);
+  return errorReply(notYet(current, queue));
+}
+
+function notYet({ id: requestId }: RequestRecord, queue: Queue): AppError {
+  if (queue.isStopping) {
+    return new AppError(
+      "shutting_down",
+      "The server is shutting down; the request goes on after its restart.",
+      {
+        requestId,
+      },
+    );
+  }
+  const message = `The request is still running. Fetch its result later: GET ${pollUrl(requestId)}.`;
+  return new AppError("still_running", message, { requestId });
+}
+
+/** Waits with the caller on the line; a caller who hangs up and asked for it takes the request along. */
+function waitHere(
+  line: Line,
+  waitMs: number,
+  { outgoing }: Call,
+  { queue, observer }: ApiOptions,
+  record: RequestRecord,
+): Promise<Ended | undefined> {
+  return queue.wait(line, waitMs, (hangUp) => {
+    outgoing.once("close", () => {
+      if (outgoing.writableFinished) return;
+      hangUp();
+      if (record.terms.onDisconnect !== "cancel") return;
+      queue.cancel(record.project, record.id).catch((error) => {
+        if (error instanceof AppError && error.code === "request_ended") return;
+        observer.tell({ event: "fault", where: "cancel on disconnect", message: String(error) });
+      });
+    });
+  });
+}
+
+/** Headers of ours that every reply about a request carries. */
+function requestHeaders(record: RequestRecord): HeaderList {
+  const headers: HeaderList = [
+    ["outlast-request-id", record.id],
+    ["outlast-attempts", String(record.attempt)],
+  ];
+  const called = record.attempt > 0 ? laneParts(record.lane).upstream : undefined;
+  const upstream = record.upstream ?? called;
+  return upstream === undefined ? headers : [...headers, ["outlast-upstream", upstream]];
+}
+
+export function asyncReply(record: RequestRecord, queue: Queue): Reply {
+  const untilMs = (queue.explain(record)?.until ?? 0) - record.updatedAt;
+  const [retryAfter] = comeBack(untilMs);
+  const headers: HeaderList = [["location", pollUrl(record.id)], retryAfter!, ...requestHeaders(record)];
+  return jsonReply(202, presentAsync(record), headers);
+}
+
+/** Rate limits and encodings of an answer say nothing any more when it is replayed. */
+const staleHeader = /^(x-ratelimit-|content-encoding$|retry-after)/;
+
+/** What the caller of an ended request gets: the upstream's answer, or why there is none. */
+export function endedReply(ended: Ended, replayed: boolean): Reply {
+  const { record } = ended;
+  const ours = requestHeaders(record);
+  if (replayed) ours.push(["idempotent-replayed", "true"]);
+  if (record.state === "cancelled") {
+    const message = "The request was cancelled.";
+    const reply = errorReply(new AppError("request_cancelled", message));
+    return { ...reply, headers: [...reply.headers, ...ours, ["x-should-retry", "false"]] };
+  }
+  const answer = answerOf(ended);
+  if (record.state === "failed") ours.push(["x-should-retry", "false"]);
+  const fits = answer && (record.state === "completed" || answer.status >= 400);
+  if (!fits) return failureReply(record.error ?? failures.deadline(), ours);
+  const own = new Set(["x-should-retry"]);
+  const headers = answer.headers.filter(([name]) => !own.has(name) && !(replayed && staleHeader.test(name)));
+  return { status: answer.status, headers: [...headers, ...ours], body: answer.body };
+}
+
+/** GET /v1/chat/completions/{id}: what the POST would have answered. Ids that are not ours are the upstream's. */
+export const getCompletion: Handler = async (call, options) => {
+  const { queue } = options;
+  const id = call.params.id ?? "";
+  if (!id.startsWith("req_")) return passThrough(call, options);
+  const record = await queue.get(call.caller.project, id);
+  const waitMs = readWaitMs(call, options);
+  if (!isTerminal(record.state) && waitMs > 0) {
+    const line = await queue.listen(id, { caller: false });
+    const ended = await queue.wait(line, waitMs, (hangUp) => call.outgoing.once("close", hangUp));
+    if (ended) return endedReply(ended, false);
+  }
+  const current = await queue.get(call.caller.project, id);
+  if (!isTerminal(current.state)) return asyncReply(current, queue);
+  return endedReply(await queue.withAnswer(current), false);
+};

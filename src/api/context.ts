@@ -1,0 +1,39 @@
+/** What every handler has at hand. */
+
+import type { IncomingMessage, ServerResponse } from "node:http";
+import type { Clock, Observer, Upstream } from "../core/ports.ts";
+import type { Queue } from "../core/queue.ts";
+import type { RouteTable } from "../core/routing.ts";
+import type { Caller, Guard, HeaderOf } from "./guard.ts";
+import type { Defaults } from "./options.ts";
+import type { Reply } from "./reply.ts";
+
+export interface ApiOptions {
+  queue: Queue;
+  upstream: Upstream;
+  clock: Clock;
+  observer: Observer;
+  guard: Guard;
+  /** Whether JSON routes insist on a JSON content type, which a web page cannot send to us unasked. */
+  jsonOnly: boolean;
+  table: RouteTable;
+  defaults: Defaults;
+  maxBodyBytes: number;
+  passthrough: "inference" | "all" | "off";
+  /** Account-wide paths are open to every caller: on loopback, or with a single project. */
+  accountPathsOpen: boolean;
+}
+
+export interface Call {
+  incoming: IncomingMessage;
+  outgoing: ServerResponse;
+  header: HeaderOf;
+  caller: Caller;
+  /** Below /v1, with the query as the caller sent it. */
+  path: string;
+  query: URLSearchParams;
+  params: Record<string, string>;
+}
+
+/** Undefined: the reply has been written, or nobody is there to have it. */
+export type Handler = (call: Call, options: ApiOptions) => Promise<Reply | undefined>;

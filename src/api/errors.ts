@@ -1,0 +1,88 @@
+/** Codes of our own errors, and the HTTP status and OpenAI type that go with each. The only such table. */
+
+import type { ErrorObject } from "../contract.ts";
+import type { AppError, ErrorCode } from "../core/errors.ts";
+import type { HeaderList } from "../core/headers.ts";
+import type { Reply } from "./reply.ts";
+
+const invalid = "invalid_request_error";
+const server = "server_error";
+
+const table: Record<ErrorCode, [status: number, type: string]> = {
+  invalid_json: [400, invalid],
+  invalid_body: [400, invalid],
+  missing_required_parameter: [400, invalid],
+  invalid_parameter: [400, invalid],
+  invalid_idempotency_key: [400, invalid],
+  // 400 is the only status that no client retries (research/clients.md §1.2).
+  idempotency_key_reused: [400, invalid],
+  request_cancelled: [400, invalid],
+  request_ended: [400, invalid],
+  request_not_found: [404, invalid],
+  model_not_found: [404, invalid],
+  upstream_not_found: [400, invalid],
+  invalid_cursor: [400, invalid],
+  invalid_api_key: [401, invalid],
+  foreign_host: [403, invalid],
+  foreign_origin: [403, invalid],
+  operator_only: [403, invalid],
+  passthrough_off: [404, invalid],
+  not_found: [404, invalid],
+  method_not_allowed: [405, invalid],
+  body_too_large: [413, invalid],
+  unsupported_content_type: [415, invalid],
+  still_running: [504, "timeout_error"],
+  shutting_down: [503, "service_unavailable_error"],
+  storage_full: [503, "service_unavailable_error"],
+  storage_failed: [503, "service_unavailable_error"],
+  deadline_exceeded: [504, "timeout_error"],
+  upstream_unreachable: [502, "api_connection_error"],
+  upstream_timeout: [504, "timeout_error"],
+  upstream_connection_lost: [502, "api_connection_error"],
+  upstream_outcome_unknown: [502, "api_connection_error"],
+  upstream_bad_answer: [502, "api_error"],
+  internal_error: [500, server],
+};
+
+/** How soon a caller that we refuse should come back. SDKs obey at most 60 s. */
+const comeBackMs: Partial<Record<ErrorCode, number>> = {
+  shutting_down: 1000,
+  storage_full: 10_000,
+  storage_failed: 5000,
+};
+
+export function errorReply(error: AppError): Reply {
+  const { code, message, param, requestId } = error;
+  const [status, type] = table[code];
+  const reply = failureReply({ code, message, param, type, status }, []);
+  if (requestId) reply.headers.push(["outlast-request-id", requestId]);
+  const waitMs = comeBackMs[code];
+  if (waitMs !== undefined) reply.headers.push(...comeBack(waitMs));
+  if (code === "still_running") reply.headers.push(["x-should-retry", "true"]);
+  // Some clients retry a 409 or a 500 on their own account; nothing would change.
+  if (code === "internal_error") reply.headers.push(["x-should-retry", "false"]);
+  return reply;
+}
+
+/** A refusal that is worth another try. */
+export function comeBack(waitMs: number): HeaderList {
+  const ms = Math.min(Math.max(1, Math.ceil(waitMs)), 60_000);
+  return [
+    ["retry-after", String(Math.ceil(ms / 1000))],
+    ["retry-after-ms", String(ms)],
+    ["x-should-retry", "true"],
+  ];
+}
+
+export function failureReply(
+  failure: { code: string; message: string; type: string; param?: string; status: number },
+  headers: HeaderList,
+): Reply {
+  const { code, message, type, param = null, status } = failure;
+  const body: ErrorObject = { error: { message, type, param, code } };
+  return jsonReply(status, body, headers);
+}
+
+export function jsonReply(status: number, body: unknown, headers: HeaderList = []): Reply {
+  return { status, headers: [["content-type", "application/json"], ...headers], body: JSON.stringify(body) };
+}

@@ -1,0 +1,201 @@
+/** What a caller asks of us, beside the body: fields and headers, read and checked (DESIGN §4.1). */
+
+import { z } from "zod";
+import { parseDuration } from "../core/duration.ts";
+import { AppError } from "../core/errors.ts";
+import type { OnDisconnect, OnUnknown, Priority, Terms } from "../core/request.ts";
+import type { HeaderOf } from "./guard.ts";
+
+export interface Defaults {
+  /** undefined = hold; false = async; true or seconds = wait, then async. */
+  wait: boolean | number | undefined;
+  waitTimeoutMs: number;
+  holdTimeoutMs: number;
+  deadlineMs: number;
+  heldDeadlineMs: number;
+  maxAttempts: number;
+  heldMaxAttempts: number;
+  onUnknown: OnUnknown;
+  onDisconnect: OnDisconnect;
+  priority: Priority | undefined;
+}
+
+/** How the caller wants its answer. */
+export type Mode = { kind: "held" } | { kind: "wait"; ms: number } | { kind: "async" };
+
+export interface Asked {
+  mode: Mode;
+  /** For `Preference-Applied`, where a `Prefer` header was followed. */
+  preferenceApplied?: string;
+  idempotencyKey?: string;
+  terms: Terms;
+  priority: Priority;
+  /** Epoch ms. */
+  runAt?: number;
+  tags: string[];
+}
+
+/** Fields of ours at the top of a body; they never reach an upstream. */
+export const ourFields: ReadonlySet<string> = new Set(["wait", "idempotency_key", "outlast"]);
+
+const duration = z.union([z.string(), z.number()]).transform((value, context) => {
+  const ms = parseDuration(value);
+  if (ms !== undefined) return ms;
+  context.addIssue({
+    code: "custom",
+    message: 'must be a number of seconds, or text such as "30s", "10m", "24h"',
+  });
+  return z.NEVER;
+});
+
+const yearMs = 365 * 86_400_000;
+const positive = duration.refine((ms) => ms > 0 && ms <= yearMs, "must be more than 0 and at most 365 days");
+
+/** `run_at`: ISO 8601, or Unix seconds. */
+const instant = z.union([
+  z.iso.datetime({ offset: true }).transform((text) => Date.parse(text)),
+  z
+    .number()
+    .nonnegative()
+    .transform((seconds) => Math.round(seconds * 1000)),
+]);
+
+const optionsSchema = z.strictObject({
+  deadline: positive.optional(),
+  max_attempts: z.int().min(1).max(1000).optional(),
+  priority: z.enum(["interactive", "default", "batch"]).optional(),
+  run_at: instant.optional(),
+  delay: duration.refine((ms) => ms <= yearMs, "must be at most 365 days").optional(),
+  upstream: z.string().min(1).optional(),
+  on_unknown: z.enum(["retry", "fail"]).optional(),
+  on_disconnect: z.enum(["continue", "cancel"]).optional(),
+  tags: z.array(z.string().min(1).max(64)).max(16).optional(),
+});
+type Options = z.infer<typeof optionsSchema>;
+
+const waitSchema = z.union([z.boolean(), z.number().min(0).max(86_400)]);
+
+/**
+ * Reads what the caller asked for; a body field goes before its header.
+ * @param now epoch ms
+ * @throws AppError `invalid_parameter`, `invalid_idempotency_key`, naming the field and what is allowed
+ */
+export function readAsked(
+  body: Record<string, unknown>,
+  header: HeaderOf,
+  defaults: Defaults,
+  now: number,
+): Asked {
+  const options = readOptions(body, header);
+  const { mode, preferenceApplied } = readMode(body.wait, header("prefer"), defaults);
+  const held = mode.kind === "held";
+  if (options.run_at !== undefined && options.delay !== undefined) {
+    throw invalid("outlast.delay", "cannot be combined with `run_at`: give one of the two");
+  }
+  const runAt = options.run_at ?? (options.delay === undefined ? undefined : now + options.delay);
+  return {
+    mode,
+    preferenceApplied,
+    idempotencyKey: readKey(body, header),
+    terms: {
+      maxAttempts: options.max_attempts ?? (held ? defaults.heldMaxAttempts : defaults.maxAttempts),
+      deadlineMs: options.deadline ?? (held ? defaults.heldDeadlineMs : defaults.deadlineMs),
+      onUnknown: options.on_unknown ?? defaults.onUnknown,
+      onDisconnect: options.on_disconnect ?? defaults.onDisconnect,
+      held,
+      upstream: options.upstream,
+    },
+    priority: options.priority ?? defaults.priority ?? (mode.kind === "async" ? "default" : "interactive"),
+    runAt: runAt !== undefined && runAt > now ? runAt : undefined,
+    tags: options.tags ?? [],
+  };
+}
+
+function readOptions(body: Record<string, unknown>, header: HeaderOf): Options {
+  const text = header("outlast-options");
+  const fromHeader = text === undefined ? {} : parseOptions(parseJson(text), "Outlast-Options");
+  const fromBody = body.outlast === undefined ? {} : parseOptions(body.outlast, "outlast");
+  return { ...fromHeader, ...fromBody };
+}
+
+function parseJson(text: string): unknown {
+  try {
+    return JSON.parse(text);
+  } catch {
+    throw invalid("Outlast-Options", "must be a JSON object");
+  }
+}
+
+function parseOptions(value: unknown, where: string): Options {
+  const parsed = optionsSchema.safeParse(value);
+  if (parsed.success) return parsed.data;
+  const issue = parsed.error.issues[0]!;
+  if (issue.code === "unrecognized_keys") {
+    const allowed = Object.keys(optionsSchema.shape).join(", ");
+    throw invalid(`${where}.${issue.keys[0]}`, `is not an option. Allowed: ${allowed}`);
+  }
+  throw invalid([where, ...issue.path].join("."), issue.message);
+}
+
+function readMode(
+  wait: unknown,
+  prefer: string | undefined,
+  defaults: Defaults,
+): { mode: Mode; preferenceApplied?: string } {
+  if (wait !== undefined && wait !== null) {
+    const parsed = waitSchema.safeParse(wait);
+    if (!parsed.success) throw invalid("wait", "must be true, false or a number of seconds (0 to 86400)");
+    return { mode: modeOf(parsed.data, defaults) };
+  }
+  const preferred = readPrefer(prefer);
+  if (preferred === undefined)
+    return { mode: defaults.wait === undefined ? { kind: "held" } : modeOf(defaults.wait, defaults) };
+  const mode = modeOf(preferred, defaults);
+  const preferenceApplied = mode.kind === "wait" ? `wait=${Math.floor(mode.ms / 1000)}` : "respond-async";
+  return { mode, preferenceApplied };
+}
+
+/** A wait is never longer than a silent connection is kept: the answer after that is the async object. */
+function modeOf(wait: boolean | number, defaults: Defaults): Mode {
+  if (wait === false || wait === 0) return { kind: "async" };
+  const ms = wait === true ? defaults.waitTimeoutMs : wait * 1000;
+  return { kind: "wait", ms: Math.min(ms, defaults.holdTimeoutMs) };
+}
+
+/** RFC 7240: `wait=N`, `respond-async`, or both (wait, then answer at once). Preferences unknown to us are ignored. */
+function readPrefer(prefer: string | undefined): false | number | undefined {
+  if (prefer === undefined) return undefined;
+  const wanted = prefer.split(/[,;]/).map((one) => one.trim().toLowerCase());
+  for (const one of wanted) {
+    const seconds = /^wait *= *"?(\d{1,5})"?$/.exec(one)?.[1];
+    if (seconds !== undefined) return Number(seconds);
+  }
+  return wanted.includes("respond-async") ? false : undefined;
+}
+
+function readKey(body: Record<string, unknown>, header: HeaderOf): string | undefined {
+  const fromHeader = unquoted(header("idempotency-key"));
+  const fromBody = body.idempotency_key ?? undefined;
+  if (fromBody !== undefined && typeof fromBody !== "string") {
+    throw new AppError("invalid_idempotency_key", "`idempotency_key` must be a string.", {
+      param: "idempotency_key",
+    });
+  }
+  if (fromBody !== undefined && fromHeader !== undefined && fromBody !== fromHeader) {
+    const message = "`idempotency_key` and the header `Idempotency-Key` differ: give one of the two.";
+    throw new AppError("invalid_idempotency_key", message, { param: "idempotency_key" });
+  }
+  const key = fromBody ?? fromHeader;
+  if (key === undefined || /^[\x21-\x7e]{1,255}$/.test(key)) return key;
+  const message = "An idempotency key has 1 to 255 visible ASCII characters.";
+  throw new AppError("invalid_idempotency_key", message, { param: "idempotency_key" });
+}
+
+/** The IETF draft has the key in quotes, most clients send it bare: both mean the same. */
+function unquoted(key: string | undefined): string | undefined {
+  const trimmed = key?.trim();
+  return trimmed && /^".*"$/.test(trimmed) && trimmed.length >= 2 ? trimmed.slice(1, -1) : trimmed;
+}
+
+const invalid = (param: string, what: string): AppError =>
+  new AppError("invalid_parameter", `\`${param}\`: ${what}.`, { param });

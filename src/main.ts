@@ -1,0 +1,109 @@
+#!/usr/bin/env node
+/** The command line: arguments → command → exit code. */
+
+import { Command, CommanderError } from "commander";
+import { type Config, ConfigError, describeConfig, environment, loadConfig } from "./config.ts";
+import { type Running, startServer } from "./server.ts";
+import { systemClock, systemRandom } from "./system.ts";
+import { createLog } from "./telemetry/log.ts";
+
+/** sysexits.h: the configuration is wrong. Process managers need not restart. */
+const exitConfig = 78;
+const exitUsage = 64;
+const exitFailure = 1;
+
+interface Flags {
+  config?: string;
+  host?: string;
+  port?: string;
+}
+
+function read(flags: Flags): Config {
+  const { config: file, host, port } = flags;
+  return loadConfig({ env: environment(), file, flags: { host, port } });
+}
+
+function check(flags: Flags): void {
+  console.log(describeConfig(read(flags)));
+}
+
+async function serve(flags: Flags): Promise<void> {
+  const config = read(flags);
+  const observer = createLog(config.log.level);
+  const running = await startServer(config, { clock: systemClock, random: systemRandom, observer });
+  console.log(greeting(running, config));
+  const stopped = new Promise<number>((resolve) => {
+    let stopping = false;
+    const onSignal = () => {
+      // A second signal stops at once; what is under way is found interrupted at the next start.
+      if (stopping) process.exit(exitFailure);
+      stopping = true;
+      running.stop().then(() => resolve(0), fail);
+    };
+    const fail = (error: unknown) => {
+      observer.tell({ event: "fault", where: "stop", message: String(error) });
+      resolve(exitFailure);
+    };
+    process.on("SIGTERM", onSignal);
+    process.on("SIGINT", onSignal);
+    running.failed.then(() => resolve(exitFailure));
+    for (const event of ["uncaughtException", "unhandledRejection"] as const) {
+      // Everything that was acknowledged is on disk: the safe way on is a new start.
+      process.on(event, (error: unknown) => {
+        const message = error instanceof Error ? (error.stack ?? error.message) : String(error);
+        observer.tell({ event: "fault", where: event, message });
+        resolve(exitFailure);
+      });
+    }
+  });
+  process.exit(await stopped);
+}
+
+function greeting({ url, upstreams }: Running, config: Config): string {
+  const [first] = upstreams;
+  const demo = first?.origin === "demo";
+  const model = demo ? "demo" : (first?.models.find((name) => !name.includes("*")) ?? "MODEL");
+  const list = upstreams.map(({ name, baseUrl, models, origin }) => {
+    const what = models.length > 0 ? models.join(", ") : "any model no other upstream lists";
+    return `  ${name.padEnd(12)} ${origin === "demo" ? "built in, works offline" : baseUrl}   ${what}`;
+  });
+  const key = config.apiKeys.length > 0 ? ["  -H 'Authorization: Bearer YOUR_KEY' \\"] : [];
+  return [
+    `Outlast listens on ${url}   (database ${config.store.url.replace(/^sqlite:/, "")})`,
+    "Upstreams:",
+    ...list,
+    ...(demo
+      ? ["No provider is configured: set OPENAI_API_KEY (or another provider's key) for a real one."]
+      : []),
+    "Try it:",
+    `curl ${url}/v1/chat/completions \\`,
+    ...key,
+    "  -H 'Content-Type: application/json' \\",
+    `  -d '{"model": "${model}", "messages": [{"role": "user", "content": "Hello"}]}'`,
+    `Point an OpenAI SDK at it: baseURL = ${url}/v1`,
+  ].join("\n");
+}
+
+function program(): Command {
+  const command = new Command("outlast")
+    .description("An OpenAI-compatible reverse proxy that makes LLM requests finish.")
+    .exitOverride();
+  const withConfig = (name: string, description: string) =>
+    command
+      .command(name)
+      .description(description)
+      .option("--config <file>", "configuration file (default: outlast.toml, if there is one)")
+      .option("--host <host>", "address to listen on")
+      .option("--port <port>", "port to listen on; 0 lets the system pick");
+  withConfig("serve", "run the proxy").action(serve);
+  withConfig("check", "validate the configuration and print it, secrets masked").action(check);
+  return command;
+}
+
+try {
+  await program().parseAsync();
+} catch (error) {
+  if (error instanceof CommanderError) process.exit(error.exitCode === 0 ? 0 : exitUsage);
+  console.error(error instanceof Error ? error.message : String(error));
+  process.exit(error instanceof ConfigError ? exitConfig : exitFailure);
+}

@@ -1,0 +1,122 @@
+/** Builds the World from the configuration, and starts and stops everything in order. Start reading here. */
+
+import { once } from "node:events";
+import type { AddressInfo } from "node:net";
+import { createHttpServer } from "./api/app.ts";
+import type { ApiOptions } from "./api/context.ts";
+import { createGuard } from "./api/guard.ts";
+import type { Config, UpstreamConfig } from "./config.ts";
+import type { Clock, Observer, Random, World } from "./core/ports.ts";
+import { Queue } from "./core/queue.ts";
+import type { SchedulerSettings } from "./core/scheduler.ts";
+import { startDemo } from "./demo.ts";
+import { createUpstream } from "./outbound/upstream.ts";
+import { SqliteStore } from "./store/sqlite/store.ts";
+
+export interface Running {
+  /** Where it listens: `http://127.0.0.1:4080`. */
+  url: string;
+  upstreams: UpstreamConfig[];
+  /** Resolves when the store can no longer be trusted: the process has to stop, its next start recovers. */
+  failed: Promise<Error>;
+  /** Graceful: no new work, attempts under way get the drain timeout. Nothing is lost. */
+  stop(): Promise<void>;
+}
+
+export interface Parts {
+  clock: Clock;
+  random: Random;
+  observer: Observer;
+}
+
+/** Name of this node in leases. One process owns the file, so one name is enough. */
+const node = "local";
+
+/** @throws Error when the store cannot be opened or the port is taken */
+export async function startServer(config: Config, { clock, random, observer }: Parts): Promise<Running> {
+  let fail: (error: Error) => void = () => {};
+  const failed = new Promise<Error>((resolve) => {
+    fail = resolve;
+  });
+  const store = await SqliteStore.open({
+    path: config.store.url.replace(/^sqlite:/, ""),
+    node,
+    minFreeDiskBytes: config.store.minFreeDiskBytes,
+    clock,
+    observer,
+    onFailed: fail,
+  });
+  const demo = config.upstreams.length === 0 ? await startDemo({ clock, random }) : undefined;
+  const upstreams = demo ? [demoUpstream(demo)] : config.upstreams;
+  const upstream = createUpstream(upstreams, config.timeouts, clock);
+  const world: World = { clock, random, store, upstream, observer };
+  const settings = schedulerSettings(config, upstreams, store.epoch);
+  const queue = new Queue(world, settings);
+  // What a crash left behind is dealt with before the first caller.
+  await queue.start();
+  const api = apiOptions(config, world, queue, settings);
+  const server = createHttpServer(api, config.keepAliveTimeoutMs);
+  const url = await listen(server, config);
+  const stop = async () => {
+    await queue.stop(config.drainTimeoutMs);
+    server.closeIdleConnections();
+    await closeServer(server);
+    await upstream.close();
+    await store.close();
+    await demo?.close();
+  };
+  return { url, upstreams, failed, stop };
+}
+
+function demoUpstream({ baseUrl, models }: { baseUrl: string; models: string[] }): UpstreamConfig {
+  return { name: "demo", baseUrl, models, maxConcurrency: 256, headers: {}, origin: "demo" };
+}
+
+function schedulerSettings(config: Config, upstreams: UpstreamConfig[], epoch: number): SchedulerSettings {
+  const { retry, timeouts, routes } = config;
+  return {
+    owner: { node, epoch },
+    table: { upstreams, routes },
+    upstreams,
+    heldBackoff: { baseMs: retry.heldBackoffBaseMs, maxMs: retry.heldBackoffMaxMs },
+    backoff: { baseMs: retry.backoffBaseMs, maxMs: retry.backoffMaxMs },
+    laneBackoff: { baseMs: retry.laneBackoffBaseMs, maxMs: retry.laneBackoffMaxMs },
+    unreachableAfterMs: retry.unreachableAfterMs,
+    attemptMs: timeouts.attemptMs,
+  };
+}
+
+function apiOptions(config: Config, world: World, queue: Queue, { table }: SchedulerSettings): ApiOptions {
+  const { apiKeys, allowedHosts, defaults, holdTimeoutMs, maxBodyBytes, passthrough } = config;
+  const projects = new Set(apiKeys.map(({ project }) => project));
+  return {
+    queue,
+    upstream: world.upstream,
+    clock: world.clock,
+    observer: world.observer,
+    guard: createGuard({ apiKeys, allowedHosts }),
+    jsonOnly: apiKeys.length === 0,
+    table,
+    defaults: { ...defaults, holdTimeoutMs },
+    maxBodyBytes,
+    passthrough,
+    accountPathsOpen: projects.size <= 1,
+  };
+}
+
+type HttpServer = ReturnType<typeof createHttpServer>;
+
+async function listen(server: HttpServer, { host, port }: Config): Promise<string> {
+  server.listen(port, host);
+  await once(server, "listening");
+  const { address, port: actual, family } = server.address() as AddressInfo;
+  return `http://${family === "IPv6" ? `[${address}]` : address}:${actual}`;
+}
+
+/** Replies that are being written are finished; their connections close behind them. */
+async function closeServer(server: HttpServer): Promise<void> {
+  const closed = once(server, "close");
+  server.close();
+  server.closeIdleConnections();
+  await closed;
+}
