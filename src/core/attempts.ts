@@ -153,7 +153,7 @@ export class Attempts {
     return decide(record, reading, {
       now,
       luck: this.world.random.next(),
-      targets: this.targets(record).map((lane) => this.lanes.opening(lane, now)),
+      targets: this.targets(record).map((lane) => this.lanes.opening(lane)),
       backoff: this.isConnected(record.id) ? heldBackoff : backoff,
       unreachableAfterMs,
     });

@@ -12,7 +12,7 @@ export type Gate =
   | { kind: "open" }
   | { kind: "closed"; until: number; since: number; strikes: number; why: ClosedWhy }
   /** `until`: an instant that an earlier call was told to wait for; the probe's success does not undo it. */
-  | { kind: "probing"; until: number; since: number; strikes: number; why: ClosedWhy };
+  | { kind: "probing"; probeAt: number; until: number; since: number; strikes: number; why: ClosedWhy };
 
 export interface GateBackoff {
   baseMs: number;
@@ -21,23 +21,28 @@ export interface GateBackoff {
 
 export const open: Gate = { kind: "open" };
 
+/**
+ * A probe that has not been refused for so long has been let in: upstreams refuse at once, and an answer may
+ * take minutes, during which nobody else should have to wait. Longer than connecting may take.
+ */
+export const probePatienceMs = 10_000;
+
 /** Whether a request may pass now, and whether it would be the one probe of a closed gate. */
 export function admits(gate: Gate, now: number): "yes" | "probe" | "no" {
   if (gate.kind === "open") return "yes";
-  if (gate.kind === "closed" && gate.until <= now) return "probe";
-  return "no";
+  if (opensAt(gate) > now) return "no";
+  return gate.kind === "closed" ? "probe" : "yes";
 }
 
-/** When the gate lets somebody through at the earliest: 0 for an open one, Infinity while a probe is under way. */
+/** When the gate lets somebody through at the latest, as far as is known now: 0 for an open one. */
 export function opensAt(gate: Gate): number {
   if (gate.kind === "open") return 0;
-  return gate.kind === "closed" ? gate.until : Number.POSITIVE_INFINITY;
+  return gate.kind === "closed" ? gate.until : Math.max(gate.until, gate.probeAt + probePatienceMs);
 }
 
-/** The gate while its probe is under way. */
-export function probing(gate: Gate): Gate {
-  if (gate.kind !== "closed") return gate;
-  return { ...gate, kind: "probing" };
+/** The gate when somebody has passed: probing, if it was closed; open, if its probe was patient enough. */
+export function passed(gate: Gate, now: number): Gate {
+  return gate.kind === "closed" ? { ...gate, kind: "probing", probeAt: now } : open;
 }
 
 /**
@@ -54,19 +59,25 @@ export function close(
   const strikes = gate.kind === "open" ? 1 : gate.strikes + (told.probe ? 1 : 0);
   const backoffMs = Math.min(backoff.maxMs, backoff.baseMs * 2 ** Math.min(strikes - 1, 30));
   const ownUntil = Math.round(now + backoffMs * (1 + told.luck / 10));
-  const until = Math.max(ownUntil, now + (told.retryAfterMs ?? 0));
+  const toldUntil = gate.kind === "open" ? 0 : gate.until;
+  const until = Math.max(ownUntil, toldUntil, now + (told.retryAfterMs ?? 0));
   const since = gate.kind === "open" ? now : gate.since;
   if (gate.kind === "probing" && !told.probe) return { ...gate, until };
-  if (gate.kind === "closed") return { ...gate, until: Math.max(gate.until, until) };
+  if (gate.kind === "closed") return { ...gate, until };
   return { kind: "closed", until, since, strikes, why };
 }
 
 /** After a probe that was never sent: the next one may try at once. */
 export function probeAbandoned(gate: Gate, now: number): Gate {
-  return gate.kind === "probing" ? { ...gate, kind: "closed", until: Math.max(gate.until, now) } : gate;
+  return gate.kind === "probing" ? closedAgain(gate, Math.max(gate.until, now)) : gate;
 }
 
 /** After a probe that got through: open, unless another call was told to wait meanwhile. */
 export function probePassed(gate: Gate, now: number): Gate {
-  return gate.kind === "probing" && gate.until > now ? { ...gate, kind: "closed" } : open;
+  if (gate.kind !== "probing") return gate;
+  return gate.until > now ? closedAgain(gate, gate.until) : open;
+}
+
+function closedAgain({ since, strikes, why }: Exclude<Gate, { kind: "open" }>, until: number): Gate {
+  return { kind: "closed", until, since, strikes, why };
 }

@@ -11,9 +11,9 @@ import {
   type GateBackoff,
   open,
   opensAt,
+  passed,
   probeAbandoned,
   probePassed,
-  probing,
 } from "./gate.ts";
 import type { Observer } from "./ports.ts";
 import { type Failure, laneParts, type RequestRecord } from "./request.ts";
@@ -42,7 +42,8 @@ export interface Lane {
 /** The right to make one call in a lane; given back by `settle` or `abandon`, once. */
 export interface Slot {
   lane: Lane;
-  /** The call is the one probe of the lane's gate, or of the upstream's. */
+  grantedAt: number;
+  /** The call was granted as the one probe of the lane's gate, or of the upstream's. */
   laneProbe: boolean;
   upstreamProbe: boolean;
 }
@@ -103,9 +104,17 @@ export class Lanes {
     const byUpstream = admits(upstream.gate, now);
     if (byLane === "no" || byUpstream === "no") return undefined;
     upstream.inFlight++;
-    if (byLane === "probe") lane.gate = probing(lane.gate);
-    if (byUpstream === "probe") upstream.gate = probing(upstream.gate);
-    return { lane, laneProbe: byLane === "probe", upstreamProbe: byUpstream === "probe" };
+    this.setGate(lane, lane.key, passed(lane.gate, now));
+    this.setGate(upstream, upstream.name, passed(upstream.gate, now));
+    return { lane, grantedAt: now, laneProbe: byLane === "probe", upstreamProbe: byUpstream === "probe" };
+  }
+
+  /** Whether a slot is still worth its claim: nobody has been told to wait since it was granted. */
+  stillOpen(slot: Slot, now: number): boolean {
+    const { gate, upstream } = slot.lane;
+    const byLane = gate.kind === "open" || (probesLane(slot) && gate.kind === "probing" && gate.until <= now);
+    const byUpstream = upstream.gate.kind === "open" || (probesUpstream(slot) && upstream.gate.until <= now);
+    return byLane && byUpstream;
   }
 
   /** Gives back a slot whose call was never made. */
@@ -115,15 +124,18 @@ export class Lanes {
   }
 
   /** A call was stopped by us: if it was a probe, the next one may try. */
-  forgetProbe({ lane, laneProbe, upstreamProbe }: Slot, now: number): void {
-    if (laneProbe) lane.gate = probeAbandoned(lane.gate, now);
-    if (upstreamProbe) lane.upstream.gate = probeAbandoned(lane.upstream.gate, now);
+  forgetProbe(slot: Slot, now: number): void {
+    const { lane } = slot;
+    if (probesLane(slot)) lane.gate = probeAbandoned(lane.gate, now);
+    if (probesUpstream(slot)) lane.upstream.gate = probeAbandoned(lane.upstream.gate, now);
   }
 
   /** Learns from a call. The slot itself is given back by `free`, when the result is on disk. */
   learn(slot: Slot, reading: Reading, now: number, luck: number): void {
-    const { lane, laneProbe, upstreamProbe } = slot;
+    const { lane } = slot;
     const { upstream } = lane;
+    const laneProbe = probesLane(slot);
+    const upstreamProbe = probesUpstream(slot);
     if (reading.verdict === "throttled") {
       const { retryAfterMs } = reading;
       const told = { now, luck, why: "rate_limit" as const, retryAfterMs, probe: laneProbe };
@@ -147,17 +159,11 @@ export class Lanes {
     slot.lane.upstream.inFlight--;
   }
 
-  /** When a lane opens by itself; Infinity while a probe is under way, whose end will tell. */
-  wakesAt(lane: Lane): number {
-    return Math.max(opensAt(lane.gate), opensAt(lane.upstream.gate));
-  }
-
-  /** From when a request may get through in a lane; a probe under way counts as "soon, not now". */
-  opening(key: string, now: number): Opening {
+  /** From when a request may get through in a lane, as far as is known; never where there is no such upstream. */
+  opening(key: string): Opening {
     const lane = this.get(key);
     if (!lane) return { lane: key, opensAt: Number.POSITIVE_INFINITY };
-    const at = this.wakesAt(lane);
-    return { lane: key, opensAt: Number.isFinite(at) ? at : now + 1 };
+    return { lane: key, opensAt: Math.max(opensAt(lane.gate), opensAt(lane.upstream.gate)) };
   }
 
   /** Since when the upstream of a lane could not be reached; undefined while it can. */
@@ -171,9 +177,9 @@ export class Lanes {
     const lane = this.get(record.lane);
     const byUpstream = lane && opensAt(lane.upstream.gate);
     const byLane = lane && opensAt(lane.gate);
-    const until = (at: number) => (Number.isFinite(at) ? Math.max(at, record.dueAt) : undefined);
-    if (byLane && byLane > now) return { why: "rate_limit", until: until(byLane) };
-    if (byUpstream && byUpstream > now) return { why: "backoff", until: until(byUpstream) };
+    const until = Math.max(byLane ?? 0, byUpstream ?? 0, record.dueAt);
+    if (byLane && byLane > now) return { why: "rate_limit", until };
+    if (byUpstream && byUpstream > now) return { why: "backoff", until };
     if (record.dueAt > now) return { why: record.attempt > 0 ? "backoff" : "scheduled", until: record.dueAt };
     return { why: "capacity" };
   }
@@ -188,3 +194,9 @@ export class Lanes {
     if (gate.kind === "open" && was.kind !== "open") this.observer.tell({ event: "gate_opened", gate: name });
   }
 }
+
+/** A probe that took so long that the gate opened without it, and perhaps closed again, proves nothing any more. */
+const probesLane = ({ lane: { gate }, laneProbe, grantedAt }: Slot): boolean =>
+  laneProbe && gate.kind === "probing" && gate.probeAt === grantedAt;
+const probesUpstream = ({ lane: { upstream }, upstreamProbe, grantedAt }: Slot): boolean =>
+  upstreamProbe && upstream.gate.kind === "probing" && upstream.gate.probeAt === grantedAt;

@@ -244,7 +244,7 @@ export class Queue {
     const { clock, random } = this.world;
     const now = clock.now();
     const targets = targetsFor(this.table, draft.model, draft.terms.upstream).map(laneOf);
-    const openings = targets.map((lane) => this.scheduler.lanes.opening(lane, now));
+    const openings = targets.map((lane) => this.scheduler.lanes.opening(lane));
     const { project, endpoint, model, terms, priority, tags, idempotencyKey, fingerprint, callHash } = draft;
     const dueAt = draft.runAt ?? now;
     return {
@@ -313,7 +313,15 @@ export class Queue {
     const now = this.world.clock.now();
     const { lane } = this.newRecord(draft);
     const dueAt = draft.runAt ?? now;
-    const moved = transition(current, { type: "revived", now, lane, terms: draft.terms, dueAt });
+    const last = (await this.attempts(current.id)).at(-1);
+    const moved = transition(current, {
+      type: "revived",
+      now,
+      lane,
+      terms: draft.terms,
+      dueAt,
+      lastWasAmbiguous: last?.verdict === "ambiguous",
+    });
     if (!moved) return this.knownAs("replayed", draft, current);
     const result = await this.commit({ kind: "change", transition: moved, dropAnswer: true });
     if (result.status === "conflict") return this.known(draft, result.current);

@@ -165,7 +165,15 @@ export type RequestEvent =
   | { type: "cancelled"; now: number }
   | { type: "gave_up"; now: number; failure: Failure; reason: Reason }
   | { type: "rerouted"; now: number; lane: string }
-  | { type: "revived"; now: number; lane: string; terms: Terms; dueAt: number };
+  | {
+      type: "revived";
+      now: number;
+      lane: string;
+      terms: Terms;
+      dueAt: number;
+      /** The round before ended with an attempt of which nobody knows whether it ran. */
+      lastWasAmbiguous: boolean;
+    };
 
 /** What must still hold in the store for a transition to be applied. */
 export interface Expectation {
@@ -360,10 +368,7 @@ function over(
   };
 }
 
-function revived(
-  record: RequestRecord,
-  event: { now: number; lane: string; terms: Terms; dueAt: number },
-): RequestRecord {
+function revived(record: RequestRecord, event: Extract<RequestEvent, { type: "revived" }>): RequestRecord {
   return {
     ...record,
     state: "queued",
@@ -381,5 +386,6 @@ function revived(
     endReason: undefined,
     error: undefined,
     answered: false,
+    duplicatePossible: record.duplicatePossible || event.lastWasAmbiguous,
   };
 }

@@ -154,7 +154,9 @@ export interface Circumstances {
 export function decide(record: RequestRecord, reading: Reading, at: Circumstances): Step {
   const failure = reading.result.failure;
   if (reading.verdict === "success" || !failure) return { kind: "complete" };
-  if (failure.code === "deadline_exceeded" || at.now >= record.deadlineAt) {
+  // Where there is a status, the code is the upstream's own word (another Outlast says the same).
+  const ourDeadline = reading.result.status === undefined && failure.code === "deadline_exceeded";
+  if (ourDeadline || at.now >= record.deadlineAt) {
     const counted = reading.verdict !== "not_sent" && reading.verdict !== "throttled";
     return { kind: "fail", failure: overdue(reading, failure), counted, reason: "deadline" };
   }
@@ -203,7 +205,7 @@ function afterNotSent(record: RequestRecord, reading: Reading, failure: Failure,
 
 function afterRefusal(record: RequestRecord, reading: Reading, failure: Failure, at: Circumstances): Step {
   const fail: Step = { kind: "fail", failure, counted: true, reason: "permanent" };
-  if (reading.scope === "request") return fail;
+  if (reading.scope === "request" || record.counted + 1 >= record.terms.maxAttempts) return fail;
   const excluded = [...record.excluded, record.lane];
   const target = nextTarget(at.targets, { lane: record.lane, excluded }, "soonest", at.now);
   if (!target) return fail;
@@ -250,9 +252,10 @@ function again(record: RequestRecord, reading: Reading, failure: Failure, at: Ci
 export function decideInterrupted(record: RequestRecord, now: number): { result: AttemptResult; step: Step } {
   const failure = failures.unknown(laneParts(record.lane).upstream);
   const result: AttemptResult = { verdict: "ambiguous", failure: { ...failure, code: "interrupted" } };
-  const exhausted = record.counted + 1 >= record.terms.maxAttempts;
-  if (exhausted || record.terms.onUnknown === "fail") {
-    const reason = exhausted ? "exhausted" : "outcome_unknown";
+  const unsure = record.terms.onUnknown === "fail";
+  if (unsure || record.counted + 1 >= record.terms.maxAttempts) {
+    // The reason decides whether the same key may run it again.
+    const reason = unsure ? "outcome_unknown" : "exhausted";
     return { result, step: { kind: "fail", failure, counted: true, reason } };
   }
   const { lane, excluded } = record;

@@ -215,12 +215,18 @@ export class Scheduler {
     try {
       const content = await this.contentOf(record.id);
       const now = clock.now();
-      const started = transition(record, { type: "started", now, owner: this.settings.owner });
       const overdue = record.deadlineAt <= now;
       if (overdue) await this.giveUp(record, failures.deadline(), "deadline");
-      const result = started && !overdue && (await store.commit({ kind: "change", transition: started }));
+      if (overdue || !this.lanes.stillOpen(slot, now)) {
+        this.claiming.delete(record.id);
+        if (!overdue) slot.lane.backlog.add(record);
+        this.release(slot);
+        return;
+      }
+      const started = transition(record, { type: "started", now, owner: this.settings.owner });
+      const result = started && (await store.commit({ kind: "change", transition: started }));
       this.claiming.delete(record.id);
-      if (started && result && result.status === "applied") this.run(started.record, slot, content);
+      if (started && result?.status === "applied") this.run(started.record, slot, content);
       else this.release(slot);
     } catch {
       this.claiming.delete(record.id);
@@ -261,7 +267,7 @@ export class Scheduler {
 
   /** A lane that stays closed may hold requests that cannot wait for it. */
   private sweepIfUnreachable(lane: Lane): void {
-    if (lane.backlog.isEmpty || this.lanes.opening(lane.key, 0).opensAt === 0) return;
+    if (lane.backlog.isEmpty || this.lanes.opening(lane.key).opensAt === 0) return;
     this.sweepBy(this.world.clock.now() + troubleRetryMs);
   }
 
@@ -300,7 +306,7 @@ export class Scheduler {
 
   private async sweepClosedLane(lane: Lane): Promise<void> {
     const now = this.world.clock.now();
-    const { opensAt } = this.lanes.opening(lane.key, now);
+    const { opensAt } = this.lanes.opening(lane.key);
     if (lane.backlog.isEmpty || opensAt <= now) return;
     this.sweepAt = Math.min(this.sweepAt, now + troubleRetryMs);
     for (;;) {
@@ -319,7 +325,7 @@ export class Scheduler {
   ): Promise<boolean> {
     const hopeless = this.hopeless(row, lane, opensAt, now);
     if (!hopeless) return false;
-    const openings = this.routeOf(row).map((key) => this.lanes.opening(key, now));
+    const openings = this.routeOf(row).map((key) => this.lanes.opening(key));
     const next = nextTarget(openings, row, "soonest", now);
     const elsewhere = next && next.opensAt <= now ? next.lane : undefined;
     return (await this.reroute(row, elsewhere)) || this.giveUp(row, hopeless.failure, hopeless.reason);
@@ -338,7 +344,7 @@ export class Scheduler {
       const failure = failures.unreachable(lane.upstream.name);
       if (waitedMs >= this.settings.unreachableAfterMs) return { failure, reason: "unreachable" };
     }
-    const soonest = Math.min(...this.routeOf(record).map((key) => this.lanes.opening(key, now).opensAt));
+    const soonest = Math.min(...this.routeOf(record).map((key) => this.lanes.opening(key).opensAt));
     const tooLate = since === undefined && Math.min(opensAt, soonest) >= record.deadlineAt;
     return tooLate && lane.refusal ? { failure: lane.refusal, reason: "deadline" } : undefined;
   }
@@ -350,7 +356,7 @@ export class Scheduler {
     for (const lane of this.lanes.all()) {
       if (lane.backlog.isEmpty) continue;
       const dueAt = lane.backlog.nextDueAt();
-      const at = dueAt === undefined ? never : Math.max(dueAt, this.lanes.wakesAt(lane));
+      const at = dueAt === undefined ? never : Math.max(dueAt, this.lanes.opening(lane.key).opensAt);
       const busy = lane.upstream.inFlight >= lane.upstream.maxConcurrency;
       if (!busy && at < next) next = at;
     }

@@ -1,0 +1,174 @@
+/** The test of the simulator: bugs are planted, one at a time, and each must be seen. */
+
+import { afterEach, describe, expect, test, vi } from "vitest";
+import type { ChangeSet } from "../../src/core/ports.ts";
+import type { RequestEvent, RequestRecord } from "../../src/core/request.ts";
+import type { Circumstances, Reading } from "../../src/core/retry.ts";
+import type { Plant } from "./world.ts";
+
+const seedsMax = 80;
+
+afterEach(() => {
+  vi.doUnmock("../../src/core/retry-after.ts");
+  for (const module of ["gate", "retry", "request", "backlog"]) vi.doUnmock(`../../src/core/${module}.ts`);
+  vi.resetModules();
+});
+
+/** Runs seeds until one shows a violation, and returns its text. */
+async function caught(plant?: Plant): Promise<string> {
+  vi.resetModules();
+  const { tell } = await import("./scenario.ts");
+  for (let seed = 1; seed <= seedsMax; seed++) {
+    const { violations } = await tell(seed, plant);
+    if (violations.length > 0) return violations.join("\n");
+  }
+  return "nothing was seen";
+}
+
+const isStart = (change: ChangeSet) =>
+  change.kind === "change" && change.transition.record.state === "processing";
+const isCancel = (change: ChangeSet) =>
+  change.kind === "change" && change.transition.record.state === "cancelled";
+
+describe("a planted bug is seen:", () => {
+  test("a store that writes without looking at the fence", async () => {
+    const commit: Plant["commit"] = (change, next) => {
+      const result = next(change);
+      if (result.status === "applied" || change.kind === "accept" || !result.current) return result;
+      const { state, attempt, round, owner } = result.current;
+      return next({
+        ...change,
+        transition: { ...change.transition, expect: { state, attempt, round, owner } },
+      });
+    };
+    expect(await caught({ commit })).toMatch(/stale writer|left the terminal state/);
+  });
+
+  test("a key that is not bound in the transaction that accepts its request", async () => {
+    const commit: Plant["commit"] = (change, next) =>
+      change.kind === "accept" ? next({ ...change, key: undefined }) : undefined;
+    expect(await caught({ commit })).toMatch(/stands for 2 requests/);
+  });
+
+  test("a request that is acknowledged before it is on disk", async () => {
+    const store: Plant["store"] = (real) => ({
+      ...real,
+      commit: async (change) => {
+        if (change.kind !== "accept" || change.attempt) return real.commit(change);
+        const later = async () => {
+          for (let i = 0; i < 200; i++) await real.get("req_none");
+          await real.commit(change);
+        };
+        void later();
+        return { status: "applied" };
+      },
+    });
+    expect(await caught({ store })).toMatch(/acknowledged and is lost/);
+  });
+
+  test("a call whose attempt is not on disk", async () => {
+    const commit: Plant["commit"] = (change) => (isStart(change) ? { status: "applied" } : undefined);
+    expect(await caught({ commit })).toMatch(/without a started attempt/);
+  });
+
+  test("a retry before the Retry-After that was told", async () => {
+    vi.doMock("../../src/core/retry-after.ts", () => ({ retryAfterMs: () => undefined }));
+    expect(await caught()).toMatch(/before a lane may be used/);
+  });
+
+  test("a gate that lets everybody through", async () => {
+    vi.doMock("../../src/core/gate.ts", async (original) => ({
+      ...(await original<object>()),
+      admits: () => "yes",
+    }));
+    expect(await caught()).toMatch(/before a lane may be used|while a lane is being probed/);
+  });
+
+  test("more than one probe of a closed lane", async () => {
+    vi.doMock("../../src/core/gate.ts", async (original) => ({
+      ...(await original<object>()),
+      passed: () => ({ kind: "open" }),
+    }));
+    expect(await caught()).toMatch(/while a lane is being probed/);
+  });
+
+  test("requests that start before they are due", async () => {
+    vi.doMock("../../src/core/backlog.ts", async (original) => {
+      const real = await original<typeof import("../../src/core/backlog.ts")>();
+      class Impatient extends real.Backlog {
+        override take() {
+          return super.take(Number.POSITIVE_INFINITY);
+        }
+        override nextDueAt() {
+          return super.nextDueAt() === undefined ? undefined : 0;
+        }
+      }
+      return { ...real, Backlog: Impatient };
+    });
+    expect(await caught()).toMatch(/ms early/);
+  });
+
+  test("a budget of attempts that is not kept", async () => {
+    vi.doMock("../../src/core/retry.ts", async (original) => {
+      const real = await original<typeof import("../../src/core/retry.ts")>();
+      const decide = (record: RequestRecord, reading: Reading, at: Circumstances) =>
+        real.decide({ ...record, terms: { ...record.terms, maxAttempts: 1e9 } }, reading, at);
+      return { ...real, decide };
+    });
+    expect(await caught()).toMatch(/counted \d+ attempts/);
+  });
+
+  test("a second run that the record does not admit", async () => {
+    vi.doMock("../../src/core/request.ts", async (original) => {
+      const real = await original<typeof import("../../src/core/request.ts")>();
+      const transition = (record: RequestRecord, event: RequestEvent) => {
+        const moved = real.transition(record, event);
+        return moved && { ...moved, record: { ...moved.record, duplicatePossible: false } };
+      };
+      return { ...real, transition };
+    });
+    expect(await caught()).toMatch(/does not say so/);
+  });
+
+  test("a cap on concurrency that is not kept", async () => {
+    const settings: Plant["settings"] = (real) => ({
+      ...real,
+      upstreams: real.upstreams.map(({ name }) => ({ name, maxConcurrency: 1000 })),
+    });
+    expect(await caught({ settings })).toMatch(/calls at once/);
+  });
+
+  test("a cancellation that is acknowledged and not written", async () => {
+    const commit: Plant["commit"] = (change) => (isCancel(change) ? { status: "applied" } : undefined);
+    expect(await caught({ commit })).toMatch(/was cancelled and is/);
+  });
+
+  test("interrupted requests that nobody takes up", async () => {
+    const store: Plant["store"] = (real) => ({ ...real, interrupted: async () => [] });
+    expect(await caught({ store })).toMatch(/is still processing/);
+  });
+
+  test("a backlog that loses one request in five", async () => {
+    vi.doMock("../../src/core/backlog.ts", async (original) => {
+      const real = await original<typeof import("../../src/core/backlog.ts")>();
+      let added = 0;
+      class Leaky extends real.Backlog {
+        override add(record: RequestRecord) {
+          if (++added % 5 !== 0) super.add(record);
+        }
+      }
+      return { ...real, Backlog: Leaky };
+    });
+    expect(await caught()).toMatch(/missed a deadline|after the last fault|is still/);
+  });
+
+  test("an answer that is lost on its way to the disk", async () => {
+    const commit: Plant["commit"] = (change, next) =>
+      change.kind === "change" && change.parts ? next({ ...change, parts: [] }) : undefined;
+    expect(await caught({ commit })).toMatch(/completed without an answer/);
+  });
+});
+
+test("without a planted bug nothing is seen", async () => {
+  expect(await caught()).toBe("nothing was seen");
+});

@@ -1,0 +1,194 @@
+/** A faulty upstream, and the ledger that it keeps of every call: the witness against the scheduler. */
+
+import { probePatienceMs } from "../../src/core/gate.ts";
+import type { Abort, Clock, Outcome, Upstream, UpstreamCall, UpstreamEvent } from "../../src/core/ports.ts";
+
+export type Fate =
+  | "answer"
+  | "error_500"
+  | "error_503"
+  | "throttle"
+  | "throttle_told"
+  | "unreachable"
+  | "reset"
+  | "silence"
+  | "bad_request"
+  | "bad_key"
+  | "malformed"
+  | "quota";
+
+export interface Weather {
+  /** Draws what happens to a call. */
+  fate(now: number): Fate;
+  latencyMs(): number;
+  /** What a throttling answer tells, in seconds. */
+  retryAfterS(): number;
+}
+
+/** One call, as the upstream saw it. */
+export interface LedgerEntry {
+  request: string;
+  lane: string;
+  process: number;
+  at: number;
+  fate: Fate;
+  /** The upstream did the work, whatever became of the answer. */
+  executed: boolean;
+  over: boolean;
+}
+
+type LaneModel =
+  | { state: "open" }
+  | { state: "closed"; since: number; until: number }
+  | { state: "probing"; since: number; entry: LedgerEntry };
+
+/** Longer than the simulated store takes for a claim. */
+const writingMs = 20;
+
+const encoder = new TextEncoder();
+const decoder = new TextDecoder();
+
+export class SimUpstream {
+  readonly ledger: LedgerEntry[] = [];
+  weather: Weather;
+  private readonly clock: Clock;
+  private readonly violation: (text: string) => void;
+  private readonly maxConcurrency: number;
+  /** What each process has been told of each lane: `process lane`. */
+  private readonly lanes = new Map<string, LaneModel>();
+  private readonly inFlight = new Map<string, number>();
+  /** Called when a call begins, to check it against the store; tells when its attempt was started. */
+  onCall: (entry: LedgerEntry) => number = () => Number.POSITIVE_INFINITY;
+
+  constructor(clock: Clock, weather: Weather, maxConcurrency: number, violation: (text: string) => void) {
+    this.clock = clock;
+    this.weather = weather;
+    this.maxConcurrency = maxConcurrency;
+    this.violation = violation;
+  }
+
+  /** The port as one process sees it. */
+  forProcess(process: number): Upstream {
+    return {
+      call: (call, abort) => this.call(process, call, abort),
+      forward: () => Promise.reject(new Error("not simulated")),
+      models: async () => undefined,
+    };
+  }
+
+  private async *call(process: number, call: UpstreamCall, abort: Abort): AsyncGenerator<UpstreamEvent> {
+    const fate = this.weather.fate(this.clock.now());
+    const { nonce } = JSON.parse(decoder.decode(call.body)) as { nonce: string };
+    const lane = `${call.upstream}/${call.model}`;
+    const entry = { request: nonce, lane, process, at: this.clock.now(), fate, executed: false, over: false };
+    this.ledger.push(entry);
+    this.begin(entry, call.upstream);
+    const outcome = await this.outcome(entry, abort);
+    entry.over = true;
+    const key = `${process} ${call.upstream}`;
+    this.inFlight.set(key, this.inFlight.get(key)! - 1);
+    this.learn(entry, outcome);
+    yield { kind: "ended", outcome };
+  }
+
+  private begin(entry: LedgerEntry, upstream: string): void {
+    const key = `${entry.process} ${upstream}`;
+    const calls = (this.inFlight.get(key) ?? 0) + 1;
+    this.inFlight.set(key, calls);
+    if (calls > this.maxConcurrency) this.violation(`${calls} calls at once to ${upstream}`);
+    const lane = `${entry.process} ${entry.lane}`;
+    const model = this.lanes.get(lane) ?? { state: "open" };
+    const startedAt = this.onCall(entry);
+    // An attempt whose start was being written when the lane closed is under way: it is not called back.
+    if (model.state === "open" || startedAt <= model.since) return;
+    // The patience counts from the grant of the probe's slot, some writing before its call.
+    if (model.state === "probing" && entry.at >= model.entry.at + probePatienceMs - writingMs) {
+      this.lanes.set(lane, { state: "open" });
+      return;
+    }
+    if (model.state === "probing") {
+      this.violation("a second call while a lane is being probed");
+      return;
+    }
+    if (entry.at < model.until)
+      this.violation(`a call ${model.until - entry.at} ms before a lane may be used`);
+    this.lanes.set(lane, { state: "probing", since: model.since, entry });
+  }
+
+  /** Keeps the lane's state as a process must see it from the answers that it got. */
+  private learn(entry: LedgerEntry, outcome: Outcome): void {
+    const lane = `${entry.process} ${entry.lane}`;
+    const model = this.lanes.get(lane) ?? { state: "open" };
+    const probe = model.state === "probing" && model.entry === entry;
+    const throttled = outcome.kind === "response" && outcome.status === 429 && !outcome.facts.error?.code;
+    if (throttled) {
+      const told = Number(outcome.headers.find(([name]) => name === "retry-after")?.[1] ?? 0) * 1000;
+      const until = Math.max(this.clock.now() + told, model.state === "closed" ? model.until : 0);
+      const since = model.state === "closed" ? model.since : this.clock.now();
+      if (model.state !== "probing" || probe) this.lanes.set(lane, { state: "closed", since, until });
+    } else if (probe) {
+      this.lanes.set(lane, { state: "open" });
+    }
+  }
+
+  private outcome(entry: LedgerEntry, abort: Abort): Promise<Outcome> {
+    return new Promise((resolve) => {
+      const finish = (outcome: Outcome) => {
+        abort.onAbort = undefined;
+        cancel();
+        resolve(outcome);
+      };
+      const latencyMs = entry.fate === "silence" ? 2 ** 40 : this.weather.latencyMs();
+      const cancel = this.clock.timer(latencyMs, () => {
+        entry.executed ||= entry.fate === "answer" || entry.fate === "reset" || entry.fate === "malformed";
+        finish(this.answer(entry));
+      });
+      abort.onAbort = () => {
+        // Whoever hangs up does not know how far the work has come.
+        entry.executed = true;
+        finish({ kind: "aborted", sent: true });
+      };
+      if (abort.aborted) abort.onAbort();
+    });
+  }
+
+  private answer(entry: LedgerEntry): Outcome {
+    switch (entry.fate) {
+      case "answer":
+        return this.response(200, [], { wellFormed: true, id: `chatcmpl-${entry.request}` }, entry.request);
+      case "malformed":
+        return this.response(200, [], { wellFormed: false });
+      case "error_500":
+        return this.response(500);
+      case "error_503":
+        return this.response(503);
+      case "throttle":
+        return this.response(429);
+      case "throttle_told":
+        return this.response(429, [["retry-after", String(this.weather.retryAfterS())]]);
+      case "quota":
+        return this.response(429, [], {
+          wellFormed: true,
+          error: { message: "q", code: "insufficient_quota" },
+        });
+      case "bad_request":
+        return this.response(400);
+      case "bad_key":
+        return this.response(401);
+      case "unreachable":
+        return { kind: "network_error", code: "ECONNREFUSED", sent: false };
+      default:
+        return { kind: "network_error", code: "ECONNRESET", sent: true };
+    }
+  }
+
+  private response(
+    status: number,
+    headers: [string, string][] = [],
+    facts: Extract<Outcome, { kind: "response" }>["facts"] = { wellFormed: true, error: { message: "no" } },
+    text = "",
+  ): Outcome {
+    const body = encoder.encode(JSON.stringify({ answer: text }));
+    return { kind: "response", status, headers, body, facts, firstByteAt: this.clock.now() };
+  }
+}

@@ -1,0 +1,211 @@
+/**
+ * The simulation: core unchanged, on simulated time, seeded luck, a faulty upstream, and a real SQLite
+ * database in memory that outlives crashes. A crash leaves zombies: calls of the dead process go on, and
+ * what they bring is written late, as by a process that was only paused.
+ */
+
+import { createHash } from "node:crypto";
+import { StorageError } from "../../src/core/errors.ts";
+import type { ChangeSet, CommitResult, Store, Told, World } from "../../src/core/ports.ts";
+import { Queue } from "../../src/core/queue.ts";
+import type { SchedulerSettings } from "../../src/core/scheduler.ts";
+import { openMemory } from "../../src/store/sqlite/memory.ts";
+import { SimClock, seeded, settle } from "./clock.ts";
+import { SimUpstream, type Weather } from "./upstream.ts";
+
+export interface Plant {
+  /** Changes what the store does with a change; undefined = as it should be. */
+  commit?: (change: ChangeSet, next: (change: ChangeSet) => CommitResult) => CommitResult | undefined;
+  store?: (store: Store) => Store;
+  settings?: (settings: SchedulerSettings) => SchedulerSettings;
+}
+
+export interface SimOptions {
+  seed: number;
+  weather: Weather;
+  maxConcurrency?: number;
+  /** Chance that a commit finds the disk full. */
+  diskFull?: number;
+  plant?: Plant;
+}
+
+interface Process {
+  number: number;
+  queue: Queue;
+  alive: boolean;
+}
+
+export const twoUpstreams = {
+  upstreams: [
+    { name: "alpha", models: [] },
+    { name: "beta", models: ["beta-*"] },
+  ],
+  routes: [
+    { model: "both", targets: [{ upstream: "alpha" }, { upstream: "beta" }] },
+    { model: "alone", targets: [{ upstream: "alpha" }] },
+  ],
+};
+
+export class Sim {
+  readonly clock = new SimClock();
+  readonly luck: () => number;
+  readonly memory = openMemory();
+  readonly upstream: SimUpstream;
+  readonly violations: string[] = [];
+  readonly told: Told[] = [];
+  /** The requests whose body carries a nonce. */
+  readonly byNonce = new Map<string, string[]>();
+  process!: Process;
+  diskFull: number;
+  private processes = 0;
+  private ids = 0;
+  private readonly trace = createHash("sha256");
+  private readonly plant: Plant;
+  private readonly maxConcurrency: number;
+
+  constructor(options: SimOptions) {
+    this.luck = seeded(options.seed);
+    this.plant = options.plant ?? {};
+    this.diskFull = options.diskFull ?? 0;
+    this.maxConcurrency = options.maxConcurrency ?? 8;
+    const violation = (text: string) => this.violation(text);
+    this.upstream = new SimUpstream(this.clock, options.weather, this.maxConcurrency, violation);
+  }
+
+  violation(text: string): void {
+    if (this.violations.length < 20) this.violations.push(`${this.clock.now()}: ${text}`);
+  }
+
+  /** A hash over everything that was told: equal for equal seeds. */
+  digest(): string {
+    return this.trace.copy().digest("hex");
+  }
+
+  /** Starts a process on the database as it is. */
+  async boot(): Promise<void> {
+    const number = ++this.processes;
+    const epoch = this.memory.nextEpoch("local", this.clock.now());
+    const process: Process = { number, alive: true, queue: undefined as unknown as Queue };
+    const world: World = {
+      clock: {
+        now: () => this.clock.now(),
+        timer: (ms, run) => this.clock.timer(ms, () => process.alive && run()),
+      },
+      random: { next: this.luck, id: () => `req_${String(++this.ids).padStart(8, "0")}` },
+      store: this.storeFor(process),
+      upstream: this.upstream.forProcess(number),
+      observer: {
+        tell: (event) => {
+          this.trace.update(JSON.stringify([this.clock.now(), event]));
+          this.told.push(event);
+          if (event.event === "fault") this.violation(`fault: ${event.message}`);
+        },
+      },
+    };
+    const settings = this.settings(epoch);
+    process.queue = new Queue(world, this.plant.settings?.(settings) ?? settings);
+    this.process = process;
+    const started = process.queue.start().then(() => true);
+    // A process that cannot start, because the disk is full, is started again.
+    if (await this.until(started, 60_000)) return;
+    this.crash();
+    await this.boot();
+  }
+
+  /** kill -9: nothing of the process goes on but the calls that it has under way. */
+  crash(): void {
+    this.process.alive = false;
+  }
+
+  /** Runs simulated time until a promise settles. */
+  async until<T>(promise: Promise<T>, withinMs: number): Promise<T | undefined> {
+    let done = false;
+    let value: T | undefined;
+    promise.then(
+      (result) => {
+        value = result;
+        done = true;
+      },
+      () => {
+        done = true;
+      },
+    );
+    const limit = this.clock.now() + withinMs;
+    await settle();
+    while (!done && (await this.clock.step(limit)));
+    return value;
+  }
+
+  private settings(epoch: number): SchedulerSettings {
+    return {
+      owner: { node: "local", epoch },
+      table: twoUpstreams,
+      upstreams: twoUpstreams.upstreams.map(({ name }) => ({ name, maxConcurrency: this.maxConcurrency })),
+      heldBackoff: { baseMs: 250, maxMs: 8000 },
+      backoff: { baseMs: 1000, maxMs: 600_000 },
+      laneBackoff: { baseMs: 1000, maxMs: 60_000 },
+      unreachableAfterMs: 30_000,
+      attemptMs: 120_000,
+    };
+  }
+
+  /** The store as a process sees it: slow, sometimes full, and after its death deaf but for late results. */
+  private storeFor(process: Process): Store {
+    const store = openMemory(this.memory.engine);
+    const never = new Promise<never>(() => {});
+    const pause = () => {
+      const ms = Math.floor(this.luck() * 4);
+      return ms === 0 ? undefined : new Promise<void>((resolve) => this.clock.timer(ms, resolve));
+    };
+    const read = <A extends unknown[], R>(name: (...args: A) => Promise<R>) => {
+      return async (...args: A): Promise<R> => {
+        await pause();
+        return process.alive ? name(...args) : never;
+      };
+    };
+    const faulty: Store = {
+      ...store,
+      commit: async (change) => {
+        await pause();
+        const late = change.kind === "change" && change.transition.attempt?.endedAt !== undefined;
+        if (!process.alive && !late) return never;
+        if (this.luck() < this.diskFull) throw new StorageError("full", "the disk is full");
+        const result = await this.commit(store, change);
+        await pause();
+        return process.alive || late ? result : never;
+      },
+      get: read(store.get),
+      byKey: read(store.byKey),
+      parts: read(store.parts),
+      groups: read(store.groups),
+      heads: read(store.heads),
+      expiring: read(store.expiring),
+      interrupted: read(store.interrupted),
+    };
+    return this.plant.store?.(faulty) ?? faulty;
+  }
+
+  /** Commits, and checks from the outside what no commit may do. */
+  private async commit(store: Store, change: ChangeSet): Promise<CommitResult> {
+    const { engine } = this.memory;
+    const before = change.kind === "change" ? engine.get(change.transition.record.id) : undefined;
+    const planted = this.plant.commit?.(change, (instead) => engine.commitAll([instead])[0] as CommitResult);
+    const result = planted ?? (await store.commit(change));
+    if (change.kind === "accept" && result.status === "applied") {
+      const body = change.parts.find(({ kind }) => kind === "body")!;
+      const { nonce } = JSON.parse(new TextDecoder().decode(body.bytes)) as { nonce: string };
+      this.byNonce.set(nonce, [...(this.byNonce.get(nonce) ?? []), change.record.id]);
+    }
+    if (change.kind === "change" && result.status === "applied" && before) {
+      const { expect, record } = change.transition;
+      const { state, attempt, round, owner } = before;
+      const fence = JSON.stringify([state, attempt, round, owner]);
+      if (fence !== JSON.stringify([expect.state, expect.attempt, expect.round, expect.owner])) {
+        this.violation(`a stale writer changed ${record.id} from ${fence}`);
+      }
+      const wasOver = ["completed", "failed", "cancelled"].includes(state);
+      if (wasOver && record.round === round) this.violation(`${record.id} left the terminal state ${state}`);
+    }
+    return result;
+  }
+}
