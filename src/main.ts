@@ -3,6 +3,7 @@
 
 import { Command, CommanderError } from "commander";
 import { type Config, ConfigError, describeConfig, environment, loadConfig } from "./config.ts";
+import { faultText } from "./core/errors.ts";
 import { type Running, startServer } from "./server.ts";
 import { systemClock, systemRandom } from "./system.ts";
 import { createLog } from "./telemetry/log.ts";
@@ -41,7 +42,7 @@ async function serve(flags: Flags): Promise<void> {
       running.stop().then(() => resolve(0), fail);
     };
     const fail = (error: unknown) => {
-      observer.tell({ event: "fault", where: "stop", message: String(error) });
+      observer.tell({ event: "fault", where: "stop", message: faultText(error) });
       resolve(exitFailure);
     };
     process.on("SIGTERM", onSignal);
@@ -50,8 +51,7 @@ async function serve(flags: Flags): Promise<void> {
     for (const event of ["uncaughtException", "unhandledRejection"] as const) {
       // Everything that was acknowledged is on disk: the safe way on is a new start.
       process.on(event, (error: unknown) => {
-        const message = error instanceof Error ? (error.stack ?? error.message) : String(error);
-        observer.tell({ event: "fault", where: event, message });
+        observer.tell({ event: "fault", where: event, message: faultText(error) });
         resolve(exitFailure);
       });
     }

@@ -58,9 +58,9 @@ export async function startServer(config: Config, { clock, random, observer }: P
   const server = createHttpServer(api, config.keepAliveTimeoutMs);
   const url = await listen(server, config);
   const stop = async () => {
+    const cutAt = clock.now() + config.drainTimeoutMs;
     await queue.stop(config.drainTimeoutMs);
-    server.closeIdleConnections();
-    await closeServer(server);
+    await closeServer(server, clock, Math.max(lastRepliesMs, cutAt - clock.now()));
     await upstream.close();
     await store.close();
     await demo?.close();
@@ -113,10 +113,15 @@ async function listen(server: HttpServer, { host, port }: Config): Promise<strin
   return `http://${family === "IPv6" ? `[${address}]` : address}:${actual}`;
 }
 
-/** Replies that are being written are finished; their connections close behind them. */
-async function closeServer(server: HttpServer): Promise<void> {
+/** What is left of the drain goes to calls that are let through; last replies have at least this long to be written. */
+const lastRepliesMs = 1000;
+
+/** Replies that are being written are finished, for `withinMs` at most; their connections close behind them. */
+async function closeServer(server: HttpServer, clock: Clock, withinMs: number): Promise<void> {
   const closed = once(server, "close");
+  const cancelTimer = clock.timer(withinMs, () => server.closeAllConnections());
   server.close();
   server.closeIdleConnections();
   await closed;
+  cancelTimer();
 }

@@ -4,7 +4,7 @@ import type { IncomingMessage, ServerResponse } from "node:http";
 import { createAdaptorServer } from "@hono/node-server";
 import { RESPONSE_ALREADY_SENT } from "@hono/node-server/utils/response";
 import { type Context, Hono } from "hono";
-import { AppError } from "../core/errors.ts";
+import { AppError, faultText } from "../core/errors.ts";
 import { getCompletion, postCompletion } from "./completions.ts";
 import type { ApiOptions, Call, Handler } from "./context.ts";
 import { errorReply, jsonReply } from "./errors.ts";
@@ -118,11 +118,4 @@ function asAppError(error: unknown, { observer }: ApiOptions): AppError {
   if (error instanceof AppError) return error;
   observer.tell({ event: "fault", where: "api", message: faultText(error) });
   return new AppError("internal_error", "Something went wrong on our side.");
-}
-
-/** Where it happened, without the error's own words: those may quote a prompt. */
-function faultText(error: unknown): string {
-  if (!(error instanceof Error)) return typeof error;
-  const frames = (error.stack ?? "").split("\n").filter((line) => line.trimStart().startsWith("at "));
-  return [error.name, ...frames.slice(0, 4).map((frame) => frame.trim())].join(" ");
 }

@@ -1,6 +1,6 @@
 /** The attempts under way in this process: call → decide → apply → tell. */
 
-import { StorageError } from "./errors.ts";
+import { faultText, StorageError } from "./errors.ts";
 import type { Lanes, Slot } from "./lanes.ts";
 import type { Abort, ChangeSet, Outcome, Part, UpstreamCall, World } from "./ports.ts";
 import {
@@ -97,7 +97,7 @@ export class Attempts {
       const outcome = await this.call(run, content);
       return await this.settle(run, outcome, clock.now());
     } catch (error) {
-      observer.tell({ event: "fault", where: "attempt", message: describe(error) });
+      observer.tell({ event: "fault", where: "attempt", message: faultText(error) });
       return undefined;
     } finally {
       this.running.delete(record.id);
@@ -240,5 +240,3 @@ function answerParts({ status, headers, body }: Extract<Outcome, { kind: "respon
     { kind: "answer", seq: 0, bytes: body },
   ];
 }
-
-const describe = (error: unknown): string => (error instanceof Error ? error.message : String(error));

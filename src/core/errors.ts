@@ -104,3 +104,11 @@ export const failures = {
     status: 502,
   }),
 } as const;
+
+/** Where a fault of ours happened, for the log. Without the error's own words: those may quote a prompt. */
+export function faultText(error: unknown): string {
+  if (error instanceof StorageError) return `storage ${error.kind}: ${error.message}`;
+  if (!(error instanceof Error)) return typeof error;
+  const frames = (error.stack ?? "").split("\n").filter((line) => line.trimStart().startsWith("at "));
+  return [error.name, ...frames.slice(0, 4).map((frame) => frame.trim())].join(" ");
+}
