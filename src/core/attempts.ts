@@ -61,10 +61,6 @@ export class Attempts {
     this.isConnected = isConnected;
   }
 
-  get count(): number {
-    return this.running.size;
-  }
-
   isRunning(id: string): boolean {
     return this.running.has(id);
   }
@@ -213,14 +209,14 @@ export class Attempts {
       observer.tell({ event: "alert", lane, code, status: failure.status, message });
     }
     if (!isTerminal(record.state)) return;
-    const { state, lastErrorCode: code } = record;
+    const { state, error } = record;
     observer.tell({
       event: "ended",
       id,
       state,
       attempts: record.attempt,
       durationMs: now - record.createdAt,
-      code,
+      code: error?.code,
     });
   }
 }

@@ -65,9 +65,14 @@ export class Backlog {
   remove(record: RequestRecord): void {
     const group = this.groups.get(keyOf(record));
     if (!group) return;
-    group.count = Math.max(0, group.count - 1);
     group.loading?.removed.add(record.id);
-    group.heads = group.heads.filter(({ id }) => id !== record.id);
+    const others = group.heads.filter(({ id }) => id !== record.id);
+    const isHead = others.length < group.heads.length;
+    // It is one of those that are not known here, or it had been taken and is told twice. So one of them stays
+    // counted: a count too high is set right by the next read, one too low would hide somebody who waits.
+    if (isHead) group.count--;
+    else if (group.count > others.length + 1) group.count--;
+    group.heads = others;
     this.forgetEmpty(group);
   }
 
@@ -127,14 +132,16 @@ export class Backlog {
       insert(heads, record);
     }
     group.heads = heads.slice(0, windowSize);
-    if (!last) group.count = heads.length;
+    group.count = last ? Math.max(group.count, heads.length) : heads.length;
     this.forgetEmpty(group);
   }
 
   /** A window could not be read: it will be asked for again. */
   notLoaded(of: { priority: RequestRecord["priority"]; project: string }): void {
     const group = this.groups.get(keyOf(of));
-    if (group) group.loading = undefined;
+    if (!group) return;
+    group.loading = undefined;
+    this.forgetEmpty(group);
   }
 
   private groupOf(of: { priority: RequestRecord["priority"]; project: string }): Group {

@@ -33,6 +33,7 @@ interface UpstreamState {
 export interface Lane {
   key: string;
   upstream: UpstreamState;
+  inFlight: number;
   gate: Gate;
   backlog: Backlog;
   /** What the upstream said when it closed the lane. */
@@ -82,7 +83,7 @@ export class Lanes {
     if (lane) return lane;
     const upstream = this.upstreams.get(laneParts(key).upstream);
     if (!upstream) return undefined;
-    lane = { key, upstream, gate: open, backlog: new Backlog(key) };
+    lane = { key, upstream, inFlight: 0, gate: open, backlog: new Backlog(key) };
     this.lanes.set(key, lane);
     upstream.lanes.push(lane);
     return lane;
@@ -104,6 +105,7 @@ export class Lanes {
     const byUpstream = admits(upstream.gate, now);
     if (byLane === "no" || byUpstream === "no") return undefined;
     upstream.inFlight++;
+    lane.inFlight++;
     this.setGate(lane, lane.key, passed(lane.gate, now));
     this.setGate(upstream, upstream.name, passed(upstream.gate, now));
     return { lane, grantedAt: now, laneProbe: byLane === "probe", upstreamProbe: byUpstream === "probe" };
@@ -155,31 +157,45 @@ export class Lanes {
     }
   }
 
-  free(slot: Slot): void {
-    slot.lane.upstream.inFlight--;
+  /** Gives back a slot. A lane that nobody uses is forgotten: callers choose the names of models. */
+  free({ lane }: Slot): void {
+    const { upstream } = lane;
+    upstream.inFlight--;
+    lane.inFlight--;
+    if (lane.inFlight > 0 || lane.gate.kind !== "open" || !lane.backlog.isEmpty) return;
+    this.lanes.delete(lane.key);
+    upstream.lanes = upstream.lanes.filter((other) => other !== lane);
+  }
+
+  /** Slots that have been granted and not been given back. */
+  get inFlight(): number {
+    let sum = 0;
+    for (const { inFlight } of this.upstreams.values()) sum += inFlight;
+    return sum;
   }
 
   /** From when a request may get through in a lane, as far as is known; never where there is no such upstream. */
   opening(key: string): Opening {
-    const lane = this.get(key);
-    if (!lane) return { lane: key, opensAt: Number.POSITIVE_INFINITY };
-    return { lane: key, opensAt: Math.max(opensAt(lane.gate), opensAt(lane.upstream.gate)) };
+    const upstream = this.upstreams.get(laneParts(key).upstream);
+    if (!upstream) return { lane: key, opensAt: Number.POSITIVE_INFINITY };
+    const gate = this.lanes.get(key)?.gate ?? open;
+    return { lane: key, opensAt: Math.max(opensAt(gate), opensAt(upstream.gate)) };
   }
 
   /** Since when the upstream of a lane could not be reached; undefined while it can. */
   unreachableSince(key: string): number | undefined {
-    const gate = this.get(key)?.upstream.gate;
+    const gate = this.upstreams.get(laneParts(key).upstream)?.gate;
     return gate && gate.kind !== "open" ? gate.since : undefined;
   }
 
   /** Why a waiting request waits, and until when, as far as that is known. */
   explain(record: RequestRecord, now: number): Waiting {
-    const lane = this.get(record.lane);
-    const byUpstream = lane && opensAt(lane.upstream.gate);
-    const byLane = lane && opensAt(lane.gate);
-    const until = Math.max(byLane ?? 0, byUpstream ?? 0, record.dueAt);
-    if (byLane && byLane > now) return { why: "rate_limit", until };
-    if (byUpstream && byUpstream > now) return { why: "backoff", until };
+    const upstream = this.upstreams.get(laneParts(record.lane).upstream);
+    const byUpstream = opensAt(upstream?.gate ?? open);
+    const byLane = opensAt(this.lanes.get(record.lane)?.gate ?? open);
+    const until = Math.max(byLane, byUpstream, record.dueAt);
+    if (byLane > now) return { why: "rate_limit", until };
+    if (byUpstream > now) return { why: "backoff", until };
     if (record.dueAt > now) return { why: record.attempt > 0 ? "backoff" : "scheduled", until: record.dueAt };
     return { why: "capacity" };
   }

@@ -187,8 +187,8 @@ export interface Transition {
   expect: Expectation;
   record: RequestRecord;
   attempt?: AttemptRecord;
-  /** The number of an old throttled attempt that makes room for this one. */
-  forget?: number;
+  /** Of its throttled attempts the request keeps the newest of these many; older ones make room for this one. */
+  keepThrottled?: number;
 }
 
 /** From which states an event may come, and to which it leads. docs/architecture.md draws this table. */
@@ -272,8 +272,8 @@ function started(record: RequestRecord, event: { type: "started"; now: number; o
     startedAt: record.startedAt ?? event.now,
     updatedAt: event.now,
   };
-  const forget = record.throttled >= throttledKept ? record.attempt - throttledKept + 1 : undefined;
-  return { record: next, attempt, forget };
+  const keepThrottled = record.attempt >= throttledKept ? throttledKept - 1 : undefined;
+  return { record: next, attempt, keepThrottled };
 }
 
 function ended(record: RequestRecord, event: { now: number; result: AttemptResult; step: Step }) {

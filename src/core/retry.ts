@@ -119,7 +119,7 @@ function judge({ status, facts }: Response, toldToWait: boolean): Judgement {
 
 function failureOf(response: Response, upstream: string): Failure {
   const { status, facts } = response;
-  if (status < 400 && !facts.wellFormed) return failures.badAnswer(upstream);
+  if (status < 300 && !facts.wellFormed) return failures.badAnswer(upstream);
   const error = facts.error;
   return {
     code: error?.code ?? error?.type ?? `http_${status}`,
@@ -199,7 +199,8 @@ function afterNotSent(record: RequestRecord, reading: Reading, failure: Failure,
   const step = elsewhere(record, reading, failure, at);
   if (step.kind !== "retry" || step.reason === "next_target" || !record.terms.held) return step;
   const since = record.unreachableSince ?? at.now;
-  if (step.dueAt - since < at.unreachableAfterMs) return step;
+  // Where the lane opens too late, the scheduler ends it while it waits: until then another probe may get through.
+  if (at.now - since < at.unreachableAfterMs) return step;
   return { kind: "fail", failure, counted: false, reason: "unreachable" };
 }
 

@@ -62,7 +62,7 @@ export class Scheduler {
   async stop(drainMs: number): Promise<void> {
     this.stopping = true;
     this.cancelWake?.();
-    if (this.attempts.count + this.claiming.size === 0) return;
+    if (this.lanes.inFlight === 0) return;
     const idle = new Promise<void>((resolve) => {
       this.onIdle = resolve;
     });
@@ -87,17 +87,15 @@ export class Scheduler {
   /** Gives back the slot of a request that was not accepted after all. */
   release(slot: Slot): void {
     this.lanes.abandon(slot, this.world.clock.now());
-    this.dispatch(slot.lane);
+    // Its place may be what another lane of the upstream waits for.
+    this.dispatchUpstream(slot.lane);
+    this.checkIdle();
   }
 
   /** A request has come to wait. */
   enqueue(record: RequestRecord): void {
-    const lane = this.lanes.get(record.lane);
-    if (!lane || this.stopping) return;
-    lane.backlog.add(record);
-    this.sweepBy(record.deadlineAt);
-    this.sweepIfUnreachable(lane);
-    this.dispatch(lane);
+    const lane = this.queueUp(record);
+    if (lane) this.dispatch(lane);
   }
 
   /** A request was ended by somebody else's hand: stops its call, or forgets that it waits. */
@@ -109,11 +107,22 @@ export class Scheduler {
   /** Runs an attempt that has been committed as started. */
   run(record: RequestRecord, slot: Slot, content: Content): void {
     void this.attempts.run(record, slot, content).then((waiting) => {
-      if (waiting) this.enqueue(waiting);
+      const next = waiting && this.queueUp(waiting);
       this.sweepIfUnreachable(slot.lane);
+      // Its neighbours have their turn, too, before the lane of a request that is tried again.
       this.dispatchUpstream(slot.lane);
+      if (next) this.dispatch(next);
       this.checkIdle();
     });
+  }
+
+  private queueUp(record: RequestRecord): Lane | undefined {
+    const lane = this.lanes.get(record.lane);
+    if (!lane || this.stopping) return undefined;
+    lane.backlog.add(record);
+    this.sweepBy(record.deadlineAt);
+    this.sweepIfUnreachable(lane);
+    return lane;
   }
 
   private async recover(): Promise<number> {
@@ -133,14 +142,11 @@ export class Scheduler {
   /** Learns who waits. Lanes whose upstream is no longer configured hand their requests to the route of today. */
   private async loadGroups(): Promise<number> {
     const groups = await this.world.store.groups();
-    let waiting = 0;
-    for (const group of groups) {
-      waiting += group.count;
-      const lane = this.lanes.get(group.lane);
-      if (lane) lane.backlog.know(group);
-      else await this.rerouteGroup(group);
-    }
-    return waiting;
+    const homeless = groups.filter((group) => !this.lanes.get(group.lane));
+    // All counts are known before anybody is moved on top of them.
+    for (const group of groups) this.lanes.get(group.lane)?.backlog.know(group);
+    for (const group of homeless) await this.rerouteGroup(group);
+    return groups.reduce((sum, { count }) => sum + count, 0);
   }
 
   private async rerouteGroup(group: ReadyGroup): Promise<void> {
@@ -230,11 +236,9 @@ export class Scheduler {
       else this.release(slot);
     } catch {
       this.claiming.delete(record.id);
-      this.lanes.abandon(slot, clock.now());
       slot.lane.backlog.add({ ...record, dueAt: Math.max(record.dueAt, clock.now() + troubleRetryMs) });
+      this.release(slot);
       this.arm();
-    } finally {
-      this.checkIdle();
     }
   }
 
@@ -340,7 +344,8 @@ export class Scheduler {
   ): { failure: Failure; reason: Reason } | undefined {
     const since = this.lanes.unreachableSince(lane.key);
     if (since !== undefined && record.terms.held) {
-      const waitedMs = now - Math.max(since, record.createdAt);
+      // Its patience begins with its round, and not before it was to run.
+      const waitedMs = now - Math.max(since, record.deadlineAt - record.terms.deadlineMs);
       const failure = failures.unreachable(lane.upstream.name);
       if (waitedMs >= this.settings.unreachableAfterMs) return { failure, reason: "unreachable" };
     }
@@ -380,7 +385,7 @@ export class Scheduler {
   }
 
   private checkIdle(): void {
-    if (this.stopping && this.attempts.count + this.claiming.size === 0) this.onIdle?.();
+    if (this.stopping && this.lanes.inFlight === 0) this.onIdle?.();
   }
 }
 

@@ -3,7 +3,7 @@
 import Database from "better-sqlite3";
 import type { ChangeSet, CommitResult, ListQuery, Part, PartKind, ReadyGroup } from "../../core/ports.ts";
 import type { AttemptRecord, Expectation, Owner, Priority, RequestRecord } from "../../core/request.ts";
-import { migrate } from "./migrations.ts";
+import { assertOurs, migrate } from "./migrations.ts";
 import * as rows from "./rows.ts";
 
 /** The WAL-reset bug of 3.7.0–3.51.2 can corrupt a file (research: sqlite.org/wal.html, fixed in 3.51.3). */
@@ -35,6 +35,7 @@ export class Engine {
   constructor(path: string, options: { readonly: boolean; synchronous?: "FULL" | "NORMAL" }) {
     this.db = new Database(path, { readonly: options.readonly, timeout: 5000 });
     try {
+      assertOurs(this.db);
       this.prepareConnection(options.readonly, options.synchronous ?? "FULL");
       if (!options.readonly) migrate(this.db);
     } catch (error) {
@@ -130,16 +131,12 @@ export class Engine {
   }
 
   private change({ transition, parts, dropAnswer }: Extract<ChangeSet, { kind: "change" }>): CommitResult {
-    const { expect, record, attempt, forget } = transition;
+    const { expect, record, attempt, keepThrottled } = transition;
     const seq = this.compareAndSet(expect, record);
     if (seq === undefined) return { status: "conflict", current: this.get(record.id) };
     if (attempt?.endedAt !== undefined) this.endAttempt(seq, attempt);
     else if (attempt) this.insertAttempt(seq, attempt);
-    if (forget !== undefined) {
-      this.statement(
-        "DELETE FROM attempts WHERE request_seq = ? AND number = ? AND verdict = 'throttled'",
-      ).run(seq, forget);
-    }
+    if (keepThrottled !== undefined) this.pruneThrottled(seq, keepThrottled);
     if (dropAnswer) {
       this.statement("DELETE FROM parts WHERE request_seq = ? AND kind IN ('answer_head', 'answer')").run(
         seq,
@@ -171,6 +168,13 @@ export class Engine {
     const sql = `UPDATE attempts SET ${columns.map((column) => `${column} = ?`).join(", ")}
       WHERE request_seq = ? AND number = ?`;
     this.statement(sql).run(...rows.attemptValues(attempt).slice(5), seq, attempt.number);
+  }
+
+  private pruneThrottled(seq: number, kept: number): void {
+    const sql = `DELETE FROM attempts WHERE request_seq = ?1 AND verdict = 'throttled' AND number <=
+      (SELECT number FROM attempts WHERE request_seq = ?1 AND verdict = 'throttled'
+        ORDER BY number DESC LIMIT 1 OFFSET ?2)`;
+    this.statement(sql).run({ 1: seq, 2: kept });
   }
 
   private insertParts(seq: number, parts: Part[]): void {
@@ -226,7 +230,10 @@ export class Engine {
 
   expiring({ lane, limit }: { lane?: string; limit: number }): RequestRecord[] {
     const inLane = lane === undefined ? "" : "AND lane = ?";
-    const sql = `SELECT * FROM requests WHERE ${isReady} ${inLane} ORDER BY deadline_at LIMIT ?`;
+    // Of one lane, the planner would rather read and sort the whole lane.
+    const index = lane === undefined ? "requests_deadline" : "requests_lane_deadline";
+    const sql = `SELECT * FROM requests INDEXED BY ${index}
+      WHERE ${isReady} ${inLane} ORDER BY deadline_at LIMIT ?`;
     return lane === undefined ? this.many(sql, limit) : this.many(sql, lane, limit);
   }
 

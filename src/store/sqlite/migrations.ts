@@ -58,7 +58,9 @@ CREATE TABLE requests (
 
 CREATE INDEX requests_ready ON requests (lane, priority, project, due_at, id)
   WHERE state IN ('queued', 'retrying');
-CREATE INDEX requests_deadline ON requests (deadline_at, lane)
+CREATE INDEX requests_deadline ON requests (deadline_at)
+  WHERE state IN ('queued', 'retrying');
+CREATE INDEX requests_lane_deadline ON requests (lane, deadline_at)
   WHERE state IN ('queued', 'retrying');
 CREATE INDEX requests_processing ON requests (owner_node, owner_epoch)
   WHERE state = 'processing';
@@ -111,8 +113,19 @@ CREATE TABLE attempts (
 
 const steps: string[] = [first];
 
+/** Marks a file as ours: "Outl". */
+const applicationId = 0x4f75746c;
+
 /** How many steps this version knows. */
 export const schemaVersion = steps.length;
+
+/** @throws Error where the file holds something else. Nothing is written before this has been asked. */
+export function assertOurs(db: Database): void {
+  const pragma = (name: string) => db.pragma(name, { simple: true });
+  const isNew = pragma("schema_version") === 0;
+  if (isNew || pragma("application_id") === applicationId) return;
+  throw new Error(`${db.name} is a database of another program.`);
+}
 
 /**
  * Takes the steps that the file has not taken yet, each in a transaction of its own.
@@ -128,6 +141,7 @@ export function migrate(db: Database): void {
   for (let step = taken; step < schemaVersion; step++) {
     db.transaction(() => {
       db.exec(steps[step]!);
+      db.pragma(`application_id = ${applicationId}`);
       db.pragma(`user_version = ${step + 1}`);
     }).immediate();
   }

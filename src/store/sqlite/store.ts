@@ -6,7 +6,7 @@
 
 import { mkdir, statfs } from "node:fs/promises";
 import { dirname } from "node:path";
-import { StorageError } from "../../core/errors.ts";
+import { faultText, StorageError } from "../../core/errors.ts";
 import type { ChangeSet, Clock, CommitResult, Observer, Part, Store } from "../../core/ports.ts";
 import { Watchers } from "../watchers.ts";
 import type { Reads } from "./engine.ts";
@@ -46,7 +46,10 @@ export class SqliteStore implements Store {
   private writing = false;
   private space = true;
   private cancelSpaceCheck: () => void = () => {};
-  private failed = false;
+  /** Why nothing is written any more. */
+  private failure: StorageError | undefined;
+  private closed = false;
+  private closing: Promise<void> | undefined;
   private onDrained: (() => void) | undefined;
 
   private constructor(options: SqliteOptions, writer: Thread, reader: Thread) {
@@ -62,13 +65,17 @@ export class SqliteStore implements Store {
     await mkdir(dirname(path), { recursive: true });
     const data = { path, node, now: clock.now(), synchronous };
     const writer = await Thread.start({ role: "writer", ...data });
-    const reader = await Thread.start({ role: "reader", ...data });
+    const reader = await Thread.start({ role: "reader", ...data }).catch(async (error) => {
+      await writer.ask({ kind: "close" });
+      throw error;
+    });
     const store = new SqliteStore(options, writer, reader);
     await store.checkSpace();
     return store;
   }
 
   commit(change: ChangeSet): Promise<CommitResult> {
+    if (this.closed) return Promise.reject(closedError());
     return new Promise((resolve, reject) => {
       this.pending.push({ change: compact(change), resolve, reject });
       if (!this.writing) void this.writeBatches();
@@ -88,17 +95,23 @@ export class SqliteStore implements Store {
   watch: Store["watch"] = (id, onEnded) => this.watchers.watch(id, onEnded);
 
   hasSpace(): boolean {
-    return this.space && !this.failed;
+    return this.space && !this.failure;
   }
 
   /** Waits until everything that was handed in is on disk, then closes. */
-  async close(): Promise<void> {
+  close(): Promise<void> {
+    this.closing ??= this.drainAndClose();
+    return this.closing;
+  }
+
+  private async drainAndClose(): Promise<void> {
     this.cancelSpaceCheck();
     if (this.writing) {
       await new Promise<void>((resolve) => {
         this.onDrained = resolve;
       });
     }
+    this.closed = true;
     await this.reader.ask({ kind: "close" }).catch(() => {});
     await this.writer.ask({ kind: "close" }).catch(() => {});
   }
@@ -110,6 +123,8 @@ export class SqliteStore implements Store {
     while (this.pending.length > 0) {
       const batch = this.pending.splice(0, batchMax);
       try {
+        // After a failed fsync a second one may succeed without having written anything: no more promises are made.
+        if (this.failure) throw this.failure;
         const reply = await this.writer.ask({ kind: "commit", changes: batch.map(({ change }) => change) });
         if ("results" in reply)
           for (const [i, result] of reply.results.entries()) this.finish(batch[i]!, result);
@@ -126,8 +141,13 @@ export class SqliteStore implements Store {
       pending.reject(this.trouble(faultError(result)));
       return;
     }
-    if (result.status === "applied") this.watchers.tell(pending.change);
     pending.resolve(result);
+    if (result.status !== "applied") return;
+    try {
+      this.watchers.tell(pending.change);
+    } catch (error) {
+      this.options.observer.tell({ event: "fault", where: "watcher", message: faultText(error) });
+    }
   }
 
   /** Takes note of what an error means for the work to come. */
@@ -139,8 +159,8 @@ export class SqliteStore implements Store {
       this.space = false;
       this.options.observer.tell({ event: "storage_trouble", kind, message });
     }
-    if (kind === "failed" && !this.failed) {
-      this.failed = true;
+    if (kind === "failed" && !this.failure) {
+      this.failure = known;
       this.options.observer.tell({ event: "storage_trouble", kind, message });
       this.options.onFailed(known);
     }
@@ -151,6 +171,7 @@ export class SqliteStore implements Store {
     name: N,
     ...args: Parameters<Reads[N]>
   ): Promise<ReturnType<Reads[N]>> {
+    if (this.closed) throw closedError();
     try {
       const reply = await this.reader.ask({ kind: "read", name, args });
       return ("value" in reply ? reply.value : undefined) as ReturnType<Reads[N]>;
@@ -173,9 +194,11 @@ export class SqliteStore implements Store {
     } catch (error) {
       observer.tell({ event: "fault", where: "statfs", message: String(error) });
     }
-    this.cancelSpaceCheck = clock.timer(spaceCheckMs, () => void this.checkSpace());
+    if (!this.closing) this.cancelSpaceCheck = clock.timer(spaceCheckMs, () => void this.checkSpace());
   }
 }
+
+const closedError = () => new StorageError("failed", "The store is closed.");
 
 /** Crossing a thread copies a view's whole buffer: bodies that are slices of a larger one are cut out first. */
 function compact(change: ChangeSet): ChangeSet {

@@ -42,6 +42,13 @@ function faultOf(error: unknown): Fault {
   return { fault: diskErrorKind(error) ?? "bug", message };
 }
 
+/** SQLite's own errors do not say which file they are about. */
+function refusal(error: unknown): string {
+  const { message } = faultOf(error);
+  const ofSqlite = error instanceof Error && "code" in error && String(error.code).startsWith("SQLITE_");
+  return ofSqlite ? `The database ${path} cannot be opened: ${message}.` : message;
+}
+
 function serve(engine: Engine, unlock: () => void): void {
   const answer = (ask: Ask): Answer => {
     switch (ask.kind) {
@@ -76,7 +83,5 @@ try {
   serve(engine, unlock);
   parentPort!.postMessage({ ready: true, epoch } satisfies Answer);
 } catch (error) {
-  parentPort!.postMessage({
-    refused: error instanceof Error ? error.message : String(error),
-  } satisfies Answer);
+  parentPort!.postMessage({ refused: refusal(error) } satisfies Answer);
 }
