@@ -32,7 +32,6 @@ async function serve(flags: Flags): Promise<void> {
   const config = read(flags);
   const observer = createLog(config.log.level);
   const running = await startServer(config, { clock: systemClock, random: systemRandom, observer });
-  console.log(greeting(running, config));
   const stopped = new Promise<number>((resolve) => {
     let stopping = false;
     const onSignal = () => {
@@ -56,6 +55,7 @@ async function serve(flags: Flags): Promise<void> {
       });
     }
   });
+  console.log(greeting(running, config));
   process.exit(await stopped);
 }
 

@@ -52,11 +52,12 @@ export async function startServer(config: Config, { clock, random, observer }: P
   const world: World = { clock, random, store, upstream, observer };
   const settings = schedulerSettings(config, upstreams, store.epoch);
   const queue = new Queue(world, settings);
-  // What a crash left behind is dealt with before the first caller.
-  await queue.start();
+  // What a crash left behind is dealt with before the first caller, and nothing is called before we can listen.
+  await queue.recover();
   const api = apiOptions(config, world, queue, settings);
   const server = createHttpServer(api, config.keepAliveTimeoutMs);
   const url = await listen(server, config);
+  queue.begin();
   const stop = async () => {
     const cutAt = clock.now() + config.drainTimeoutMs;
     await queue.stop(config.drainTimeoutMs);

@@ -1,6 +1,7 @@
 import { isIPv6 } from "node:net";
 import { z } from "zod";
-import { parseDuration } from "../core/duration.ts";
+import { formatDuration, parseDuration } from "../core/duration.ts";
+import { probePatienceMs } from "../core/gate.ts";
 import { parseSize } from "./size.ts";
 
 /*
@@ -63,7 +64,7 @@ const timerMaxMs = 24 * dayMs;
 
 /** Gives milliseconds. */
 function duration(minMs = 1, maxMs = timerMaxMs) {
-  const range = `${minMs > 0 ? "longer than 0 and " : ""}at most ${maxMs / dayMs} days`;
+  const range = `${minMs > 0 ? "longer than 0 and " : ""}at most ${formatDuration(maxMs)}`;
   return field(`a number of seconds or a time such as "250ms", "10s", "5m", "24h", ${range}`, (value) => {
     const ms = typeof value === "string" || typeof value === "number" ? parseDuration(value) : undefined;
     return ms !== undefined && ms >= minMs && ms <= maxMs ? ms : undefined;
@@ -159,8 +160,8 @@ const upstream = table({
   models: list(text('the name of a model, or a glob such as "gpt-*"')).prefault([]),
   max_concurrency: wholeNumber(1, 100_000).prefault(256),
   headers: named(
-    "a header's name",
-    /^[!#$%&'*+.^_`|~0-9a-z-]+$/i,
+    "a header's name, but not one that belongs to the connection",
+    /^(?!(connection|keep-alive|proxy-connection|te|trailer|transfer-encoding|upgrade|content-length|host|expect)$)[!#$%&'*+.^_`|~0-9a-z-]+$/i,
     secret("a header's value: text on one line", /^[\t\x20-\x7e\x80-\xff]*$/),
   ).prefault({}),
 });
@@ -210,7 +211,7 @@ export const configSchema = table({
     unreachable_after: duration().prefault("30s"),
   }).prefault({}),
   timeouts: table({
-    connect: duration().prefault("5s"),
+    connect: duration(1, probePatienceMs).prefault("5s"),
     attempt: duration().prefault("600s"),
   }).prefault({}),
   log: table({

@@ -139,9 +139,7 @@ export class Backlog {
   /** A window could not be read: it will be asked for again. */
   notLoaded(of: { priority: RequestRecord["priority"]; project: string }): void {
     const group = this.groups.get(keyOf(of));
-    if (!group) return;
-    group.loading = undefined;
-    this.forgetEmpty(group);
+    if (group) group.loading = undefined;
   }
 
   private groupOf(of: { priority: RequestRecord["priority"]; project: string }): Group {

@@ -61,20 +61,33 @@ export class Queue {
     this.world = world;
     this.table = settings.table;
     this.owner = settings.owner;
-    this.scheduler = new Scheduler(world, settings, (id) => this.connected.has(id));
+    this.scheduler = new Scheduler(world, settings, {
+      isConnected: (id) => this.connected.has(id),
+      onParked: () => this.tellStopping(false),
+    });
   }
 
-  /** Recovers what a crash left behind and begins to dispatch. Before any traffic. */
-  start(): Promise<void> {
-    return this.scheduler.start();
+  /** Recovers what a crash left behind. Before any traffic, and before `begin`. */
+  recover(): Promise<void> {
+    return this.scheduler.recover();
+  }
+
+  /** Begins to call upstreams. */
+  begin(): void {
+    this.scheduler.begin();
   }
 
   /** Refuses new work at once, gives attempts under way `drainMs`, then stops them safely. */
   async stop(drainMs: number): Promise<void> {
     this.stopping = true;
-    for (const tell of [...this.waiting]) tell(false);
+    this.tellStopping(false);
     await this.scheduler.stop(drainMs);
-    for (const tell of [...this.waiting]) tell(true);
+    this.tellStopping(true);
+  }
+
+  /** Callers whose request will not end here any more have their reply; at the `last`, all have. */
+  private tellStopping(last: boolean): void {
+    for (const tell of [...this.waiting]) tell(last);
   }
 
   get isStopping(): boolean {

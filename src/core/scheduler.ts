@@ -21,8 +21,17 @@ export interface SchedulerSettings extends AttemptSettings {
   laneBackoff: GateBackoff;
 }
 
+/** Those who wait on the line. */
+export interface Callers {
+  isConnected: (id: string) => boolean;
+  /** A request has to wait for another attempt, and this process will not make it: it is stopping. */
+  onParked: (id: string) => void;
+}
+
 const troubleRetryMs = 1000;
 const rowsPerRead = windowSize * 2;
+/** The loop looks around this often at least, so that a wall clock that was set does no lasting harm. */
+const longestSleepMs = 60_000;
 const never = Number.POSITIVE_INFINITY;
 const decoder = new TextDecoder();
 
@@ -31,8 +40,10 @@ export class Scheduler {
   private readonly world: World;
   private readonly settings: SchedulerSettings;
   private readonly attempts: Attempts;
+  private readonly callers: Callers;
   /** Requests that have left their backlog and whose claim is not yet on disk. */
   private readonly claiming = new Set<string>();
+  private begun = false;
   private stopping = false;
   private onIdle: (() => void) | undefined;
   private wakeAt = never;
@@ -41,19 +52,24 @@ export class Scheduler {
   private sweepAt = 0;
   private sweeping = false;
 
-  /** `isConnected` tells whether a caller still waits on the line for a request. */
-  constructor(world: World, settings: SchedulerSettings, isConnected: (id: string) => boolean) {
+  constructor(world: World, settings: SchedulerSettings, callers: Callers) {
     this.world = world;
     this.settings = settings;
+    this.callers = callers;
     this.lanes = new Lanes(settings.upstreams, settings.laneBackoff, world.observer);
-    this.attempts = new Attempts(world, settings, this.lanes, isConnected);
+    this.attempts = new Attempts(world, settings, this.lanes, callers.isConnected);
   }
 
-  /** Deals with what an earlier start of this node left behind, then begins to dispatch. Before any traffic. */
-  async start(): Promise<void> {
-    const interrupted = await this.recover();
+  /** Deals with what an earlier start of this node left behind, and learns who waits. Nothing is called yet. */
+  async recover(): Promise<void> {
+    const interrupted = await this.recoverInterrupted();
     const waiting = await this.loadGroups();
     this.world.observer.tell({ event: "recovered", interrupted, waiting });
+  }
+
+  /** Begins to dispatch. */
+  begin(): void {
+    this.begun = true;
     for (const lane of this.lanes.all()) this.dispatch(lane);
     this.arm();
   }
@@ -108,7 +124,8 @@ export class Scheduler {
   run(record: RequestRecord, slot: Slot, content: Content): void {
     void this.attempts.run(record, slot, content).then((waiting) => {
       const next = waiting && this.queueUp(waiting);
-      this.sweepIfUnreachable(slot.lane);
+      if (waiting && this.stopping) this.callers.onParked(waiting.id);
+      this.sweepIfClosed(slot.lane);
       // Its neighbours have their turn, too, before the lane of a request that is tried again.
       this.dispatchUpstream(slot.lane);
       if (next) this.dispatch(next);
@@ -121,11 +138,11 @@ export class Scheduler {
     if (!lane || this.stopping) return undefined;
     lane.backlog.add(record);
     this.sweepBy(record.deadlineAt);
-    this.sweepIfUnreachable(lane);
+    this.sweepIfClosed(lane);
     return lane;
   }
 
-  private async recover(): Promise<number> {
+  private async recoverInterrupted(): Promise<number> {
     const { store, clock } = this.world;
     let interrupted = 0;
     for (;;) {
@@ -188,7 +205,7 @@ export class Scheduler {
 
   /** Claims as many waiting requests of a lane as gates and capacity let through now. */
   private dispatch(lane: Lane): void {
-    if (this.stopping || lane.backlog.isEmpty) return;
+    if (!this.begun || this.stopping || lane.backlog.isEmpty) return;
     const now = this.world.clock.now();
     for (;;) {
       const dueAt = lane.backlog.nextDueAt();
@@ -270,7 +287,7 @@ export class Scheduler {
   }
 
   /** A lane that stays closed may hold requests that cannot wait for it. */
-  private sweepIfUnreachable(lane: Lane): void {
+  private sweepIfClosed(lane: Lane): void {
     if (lane.backlog.isEmpty || this.lanes.opening(lane.key).opensAt === 0) return;
     this.sweepBy(this.world.clock.now() + troubleRetryMs);
   }
@@ -356,8 +373,8 @@ export class Scheduler {
 
   /** Sets the one timer of the loop to the next instant at which something can happen by itself. */
   private arm(): void {
-    if (this.stopping) return;
-    let next = this.sweepAt;
+    if (!this.begun || this.stopping) return;
+    let next = this.sweeping ? never : this.sweepAt;
     for (const lane of this.lanes.all()) {
       if (lane.backlog.isEmpty) continue;
       const dueAt = lane.backlog.nextDueAt();
@@ -369,11 +386,12 @@ export class Scheduler {
   }
 
   private wakeBy(at: number): void {
-    if (this.stopping || at >= this.wakeAt || at === never) return;
+    if (!this.begun || this.stopping || at >= this.wakeAt || at === never) return;
     this.cancelWake?.();
     this.wakeAt = at;
     const { clock } = this.world;
-    this.cancelWake = clock.timer(Math.max(0, at - clock.now()), () => this.wake());
+    const sleepMs = Math.min(longestSleepMs, Math.max(0, at - clock.now()));
+    this.cancelWake = clock.timer(sleepMs, () => this.wake());
   }
 
   private wake(): void {

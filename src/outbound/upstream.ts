@@ -113,9 +113,10 @@ async function* callUpstream(
   yield { kind: "ended", outcome };
 }
 
-/** The body with the name that the target knows the model by; nothing else changes. */
+/** The body with the name that the target knows the model by; as Latin-1, so that every other byte stays. */
 function renamed({ body, model }: UpstreamCall): Uint8Array {
-  return Buffer.from(replaceMember(Buffer.from(body).toString("utf8"), "model", JSON.stringify(model)));
+  const name = Buffer.from(JSON.stringify(model)).toString("latin1");
+  return Buffer.from(replaceMember(Buffer.from(body).toString("latin1"), "model", name), "latin1");
 }
 
 /** Collects one answer. undici calls it; whatever comes first, an end, an error or an abort, is the outcome. */
@@ -229,13 +230,33 @@ async function forward(
       onInfo: () => {},
     });
     started = true;
-    const raw = answer.headers as unknown as (Buffer | string)[];
-    return { kind: "response", status: answer.statusCode, headers: headerList(raw), body: answer.body };
+    const rawHeaders = headerList(answer.headers as unknown as (Buffer | string)[]);
+    const { statusCode: status, body: rawBody } = answer;
+    const isError = status >= 400 && method !== "HEAD";
+    return isError
+      ? await readError(endpoint, status, rawHeaders, rawBody)
+      : { kind: "response", status, headers: rawHeaders, body: rawBody };
   } catch (error) {
     const outcome = failed(error, started || !connectCodes.has(codeOf(error)));
     if (outcome.kind === "network_error") return outcome;
     return { kind: "timeout", phase: outcome.phase === "connect" ? "connect" : "headers" };
   }
+}
+
+/** An error that is let through is short, and may quote our key: it is read whole and cleaned, as a recorded one is. */
+async function readError(
+  { secrets }: Endpoint,
+  status: number,
+  rawHeaders: HeaderList,
+  rawBody: Dispatcher.BodyMixin,
+): Promise<ForwardReply> {
+  const { headers, body } = await readAnswer(status, rawHeaders, await rawBody.bytes(), secrets);
+  const length: HeaderList = [["content-length", String(body.byteLength)]];
+  return { kind: "response", status, headers: [...headers, ...length], body: inOnePiece(body) };
+}
+
+async function* inOnePiece(bytes: Uint8Array): AsyncGenerator<Uint8Array> {
+  yield bytes;
 }
 
 /** An upstream that takes longer than this to list its models is left out of the list. */

@@ -105,9 +105,12 @@ export class Sim {
     const settings = this.settings(epoch);
     process.queue = new Queue(world, this.plant.settings?.(settings) ?? settings);
     this.process = process;
-    const started = process.queue.start().then(() => true);
+    const started = process.queue.recover().then(() => true);
     // A process that cannot start, because the disk is full, is started again.
-    if (await this.until(started, 60_000)) return;
+    if (await this.until(started, 60_000)) {
+      process.queue.begin();
+      return;
+    }
     this.crash();
     await this.boot();
   }

@@ -48,7 +48,11 @@ type ResponseOutcome = Extract<Outcome, { kind: "response" }>;
 /** An upstream's answer. */
 export function response(
   status: number,
-  some: { headers?: Record<string, string>; error?: ResponseOutcome["facts"]["error"]; wellFormed?: boolean } = {},
+  some: {
+    headers?: Record<string, string>;
+    error?: ResponseOutcome["facts"]["error"];
+    wellFormed?: boolean;
+  } = {},
 ): ResponseOutcome {
   return {
     kind: "response",
