@@ -1,10 +1,8 @@
 /** Builds the World from the configuration, and starts and stops everything in order. Start reading here. */
 
-import { once } from "node:events";
-import type { AddressInfo } from "node:net";
-import { createHttpServer } from "./api/app.ts";
 import type { ApiOptions } from "./api/context.ts";
 import { createGuard } from "./api/guard.ts";
+import { createHttpServer } from "./api/http-server.ts";
 import type { Config, UpstreamConfig } from "./config.ts";
 import type { Clock, Observer, Random, World } from "./core/ports.ts";
 import { Queue } from "./core/queue.ts";
@@ -28,6 +26,9 @@ export interface Parts {
   random: Random;
   observer: Observer;
 }
+
+/** What is left of the drain goes to calls that are let through; last replies have at least this long to be written. */
+const lastRepliesMs = 1000;
 
 /** Name of this node in leases. One process owns the file, so one name is enough. */
 const node = "local";
@@ -55,13 +56,13 @@ export async function startServer(config: Config, { clock, random, observer }: P
   // What a crash left behind is dealt with before the first caller, and nothing is called before we can listen.
   await queue.recover();
   const api = apiOptions(config, world, queue, settings);
-  const server = createHttpServer(api, config.keepAliveTimeoutMs);
-  const url = await listen(server, config);
+  const server = createHttpServer(api, clock, config.keepAliveTimeoutMs);
+  const url = await server.listen(config.host, config.port);
   queue.begin();
   const stop = async () => {
     const cutAt = clock.now() + config.drainTimeoutMs;
     await queue.stop(config.drainTimeoutMs);
-    await closeServer(server, clock, Math.max(lastRepliesMs, cutAt - clock.now()));
+    await server.close(Math.max(lastRepliesMs, cutAt - clock.now()));
     await upstream.close();
     await store.close();
     await demo?.close();
@@ -103,26 +104,4 @@ function apiOptions(config: Config, world: World, queue: Queue, { table }: Sched
     passthrough,
     accountPathsOpen: projects.size <= 1,
   };
-}
-
-type HttpServer = ReturnType<typeof createHttpServer>;
-
-async function listen(server: HttpServer, { host, port }: Config): Promise<string> {
-  server.listen(port, host);
-  await once(server, "listening");
-  const { address, port: actual, family } = server.address() as AddressInfo;
-  return `http://${family === "IPv6" ? `[${address}]` : address}:${actual}`;
-}
-
-/** What is left of the drain goes to calls that are let through; last replies have at least this long to be written. */
-const lastRepliesMs = 1000;
-
-/** Replies that are being written are finished, for `withinMs` at most; their connections close behind them. */
-async function closeServer(server: HttpServer, clock: Clock, withinMs: number): Promise<void> {
-  const closed = once(server, "close");
-  const cancelTimer = clock.timer(withinMs, () => server.closeAllConnections());
-  server.close();
-  server.closeIdleConnections();
-  await closed;
-  cancelTimer();
 }

@@ -1,7 +1,6 @@
 /** Every route, in one list; what all of them share around it. */
 
 import type { IncomingMessage, ServerResponse } from "node:http";
-import { createAdaptorServer } from "@hono/node-server";
 import { RESPONSE_ALREADY_SENT } from "@hono/node-server/utils/response";
 import { type Context, Hono } from "hono";
 import { AppError, faultText } from "../core/errors.ts";
@@ -15,6 +14,9 @@ import { cancelRequest, getAttempts, getRequest, listRequests } from "./requests
 
 type Bindings = { incoming: IncomingMessage; outgoing: ServerResponse };
 type AppContext = Context<{ Bindings: Bindings }>;
+
+/** What is only let through but takes nothing but JSON. */
+const jsonPaths = ["completions", "embeddings", "responses", "moderations", "messages", "rerank"];
 
 export function createApp(options: ApiOptions): Hono<{ Bindings: Bindings }> {
   const app = new Hono<{ Bindings: Bindings }>();
@@ -40,23 +42,11 @@ export function createApp(options: ApiOptions): Hono<{ Bindings: Bindings }> {
   app.all("/v1/requests", v1(noSuchRoute));
   app.get("/v1/models", v1(models.list));
   app.get("/v1/models/:id{.+}", v1(models.get));
+  for (const path of jsonPaths) app.post(`/v1/${path}`, v1(jsonRoute(passThroughUnread)));
+  app.all("/v1", v1(noSuchRoute));
   app.all("/v1/*", v1(passThroughUnread));
   app.all("*", v1(noSuchRoute));
   return app;
-}
-
-/** The HTTP server around the routes. Nothing in it closes a connection that is being answered. */
-export function createHttpServer(options: ApiOptions, keepAliveTimeoutMs: number) {
-  const server = createAdaptorServer({
-    fetch: createApp(options).fetch as never,
-    overrideGlobalObjects: false,
-  }) as import("node:http").Server;
-  server.keepAliveTimeout = keepAliveTimeoutMs;
-  // Has to be longer, or a reused connection is cut between the two.
-  server.headersTimeout = keepAliveTimeoutMs + 5000;
-  // Uploads may be slow and answers late; both have limits of their own.
-  server.requestTimeout = 0;
-  return server;
 }
 
 const noSuchRoute: Handler = async ({ incoming }) => {
@@ -86,10 +76,7 @@ async function answer(c: AppContext, options: ApiOptions, handler: Handler): Pro
   try {
     const header = headerOf(incoming);
     const caller = options.guard(header);
-    const url = incoming.url ?? "/";
-    const mark = url.indexOf("?");
-    const query = new URLSearchParams(mark < 0 ? "" : url.slice(mark + 1));
-    const path = url.replace(/^\/v1(?=[/?]|$)/, "");
+    const { path, query } = addressOf(incoming);
     const call: Call = { incoming, outgoing, header, caller, path, query, params: c.req.param() };
     const reply = await handler(call, options);
     return reply ? finish(c, options, reply) : RESPONSE_ALREADY_SENT;
@@ -105,6 +92,23 @@ function finish(c: AppContext, { queue }: ApiOptions, reply: Reply): Response {
   // What is left of a body that we refused is read and dropped, so that the refusal can be read.
   c.env.incoming.resume();
   return RESPONSE_ALREADY_SENT;
+}
+
+/** Where a call goes, as the caller wrote it; calls as to a proxy name us by the whole URL. */
+function addressOf(incoming: IncomingMessage): Pick<Call, "path" | "query"> {
+  const target = (incoming.url ?? "").replace(/^https?:\/\/[^/?#]*/i, "");
+  const mark = target.indexOf("?");
+  const pathname = mark < 0 ? target : target.slice(0, mark);
+  // What was let through by its path must not be understood as another path upstream.
+  if (climbs(pathname)) throw new AppError("not_found", "A path must not have `.` or `..` as a segment.");
+  const query = new URLSearchParams(mark < 0 ? "" : target.slice(mark + 1));
+  return { path: target.replace(/^\/v1(?=[/?]|$)/, ""), query };
+}
+
+/** Whether a segment is `.` or `..`, also where it, or what separates it, is escaped. */
+function climbs(pathname: string): boolean {
+  const plain = pathname.replace(/%2e/gi, ".").replace(/%(2f|5c)/gi, "/");
+  return /(^|[/\\])\.\.?([/\\;]|$)/.test(plain);
 }
 
 function headerOf(incoming: IncomingMessage) {

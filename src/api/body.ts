@@ -1,5 +1,6 @@
 /** Reads a body: whole, at most so large, as JSON text whose every other byte travels on unchanged. */
 
+import { isUtf8 } from "node:buffer";
 import { createHash } from "node:crypto";
 import type { IncomingMessage } from "node:http";
 import { AppError } from "../core/errors.ts";
@@ -47,10 +48,13 @@ export function parseBody(bytes: Buffer): JsonBody {
   return { bytes, text, value: value as Record<string, unknown> };
 }
 
-/** The bytes for the upstream: our fields are cut out of the text, and nothing else changes. */
-export function withoutOurs({ bytes, text, value }: JsonBody): Uint8Array {
+/**
+ * The bytes for the upstream: our fields are cut out, and nothing else changes. As Latin-1 every byte is a
+ * character, so also bytes that are no UTF-8 stay; what JSON is made of is the same in both.
+ */
+export function withoutOurs({ bytes, value }: JsonBody): Uint8Array {
   for (const field of ourFields) {
-    if (field in value) return Buffer.from(cutMembers(text, ourFields));
+    if (field in value) return Buffer.from(cutMembers(bytes.toString("latin1"), ourFields), "latin1");
   }
   return bytes;
 }
@@ -59,7 +63,8 @@ const notCompared: ReadonlySet<string> = new Set([...ourFields, "stream", "strea
 
 /** SHA-256 (hex) of what two bodies under one idempotency key must share. */
 export function fingerprintOf({ bytes, text }: JsonBody): string {
-  return sha256(canonical(text, notCompared) ?? bytes);
+  // What is no UTF-8 reads alike although it differs, so it is compared as it came.
+  return sha256((isUtf8(bytes) && canonical(text, notCompared)) || bytes);
 }
 
 /** Headers that differ between a call and its repetition, or that change nothing about the answer. */

@@ -6,12 +6,13 @@ import type { Ended } from "../core/ports.ts";
 import type { Draft, Line, Queue, Submission } from "../core/queue.ts";
 import { isTerminal, laneParts, type RequestRecord } from "../core/request.ts";
 import { callHashOf, fingerprintOf, type JsonBody, parseBody, readBody, withoutOurs } from "./body.ts";
-import type { ApiOptions, Call, Handler } from "./context.ts";
+import { type ApiOptions, type Call, type Handler, headersOf } from "./context.ts";
 import { comeBack, errorReply, failureReply, jsonReply } from "./errors.ts";
+import { waitWithCaller } from "./hang-up.ts";
 import { type Asked, readAsked } from "./options.ts";
 import { passThrough } from "./passthrough.ts";
 import { answerOf, pollUrl, presentAsync } from "./present.ts";
-import type { Reply } from "./reply.ts";
+import { oursAlone, type Reply } from "./reply.ts";
 import { readWaitMs } from "./requests.ts";
 
 const endpoint = "chat.completions";
@@ -73,14 +74,6 @@ function draftOf(call: Call, body: JsonBody, asked: Asked): Draft {
   };
 }
 
-export function headersOf({ incoming }: Call): HeaderList {
-  const list: HeaderList = [];
-  for (let i = 0; i + 1 < incoming.rawHeaders.length; i += 2) {
-    list.push([incoming.rawHeaders[i]!.toLowerCase(), incoming.rawHeaders[i + 1]!]);
-  }
-  return list;
-}
-
 async function replyTo(
   submission: Submission,
   asked: Asked,
@@ -91,7 +84,7 @@ async function replyTo(
   const { record, line } = submission;
   const replayed = submission.kind === "replayed";
   if (!line) {
-    if (!isTerminal(record.state)) return asyncReply(record, queue);
+    if (!isTerminal(record.state)) return asyncReply(record, options);
     return endedReply(await queue.withAnswer(record), replayed);
   }
   const { mode } = asked;
@@ -101,7 +94,7 @@ async function replyTo(
   if (call.outgoing.destroyed) return undefined;
   const current = await queue.get(record.project, record.id);
   if (isTerminal(current.state)) return endedReply(await queue.withAnswer(current), replayed);
-  if (mode.kind === "wait") return asyncReply(current, queue);
+  if (mode.kind === "wait") return asyncReply(current, options);
   return errorReply(notYet(current, queue));
 }
 
@@ -123,19 +116,16 @@ function notYet({ id: requestId }: RequestRecord, queue: Queue): AppError {
 function waitHere(
   line: Line,
   waitMs: number,
-  { outgoing }: Call,
+  call: Call,
   { queue, observer }: ApiOptions,
-  record: RequestRecord,
+  { id, project, terms }: RequestRecord,
 ): Promise<Ended | undefined> {
-  return queue.wait(line, waitMs, (hangUp) => {
-    outgoing.once("close", () => {
-      if (outgoing.writableFinished) return;
-      hangUp();
-      if (record.terms.onDisconnect !== "cancel") return;
-      queue.cancel(record.project, record.id).catch((error) => {
-        if (error instanceof AppError && error.code === "request_ended") return;
-        observer.tell({ event: "fault", where: "cancel on disconnect", message: String(error) });
-      });
+  return waitWithCaller(call, queue, line, waitMs, () => {
+    // Others may share the request by its key: they keep it alive.
+    if (terms.onDisconnect !== "cancel" || queue.isConnected(id)) return;
+    queue.cancel(project, id).catch((error) => {
+      if (error instanceof AppError && error.code === "request_ended") return;
+      observer.tell({ event: "fault", where: "cancel on disconnect", message: String(error) });
     });
   });
 }
@@ -151,8 +141,8 @@ function requestHeaders(record: RequestRecord): HeaderList {
   return upstream === undefined ? headers : [...headers, ["outlast-upstream", upstream]];
 }
 
-export function asyncReply(record: RequestRecord, queue: Queue): Reply {
-  const untilMs = (queue.explain(record)?.until ?? 0) - record.updatedAt;
+export function asyncReply(record: RequestRecord, { queue, clock }: ApiOptions): Reply {
+  const untilMs = (queue.explain(record)?.until ?? 0) - clock.now();
   const [retryAfter] = comeBack(untilMs);
   const headers: HeaderList = [["location", pollUrl(record.id)], retryAfter!, ...requestHeaders(record)];
   return jsonReply(202, presentAsync(record), headers);
@@ -175,8 +165,10 @@ export function endedReply(ended: Ended, replayed: boolean): Reply {
   if (record.state === "failed") ours.push(["x-should-retry", "false"]);
   const fits = answer && (record.state === "completed" || answer.status >= 400);
   if (!fits) return failureReply(record.error ?? failures.deadline(), ours);
-  const own = new Set(["x-should-retry"]);
-  const headers = answer.headers.filter(([name]) => !own.has(name) && !(replayed && staleHeader.test(name)));
+  const headers = answer.headers.filter(([name]) => {
+    if (name === "x-should-retry" || oursAlone.test(name)) return false;
+    return !(replayed && staleHeader.test(name));
+  });
   return { status: answer.status, headers: [...headers, ...ours], body: answer.body };
 }
 
@@ -189,10 +181,10 @@ export const getCompletion: Handler = async (call, options) => {
   const waitMs = readWaitMs(call, options);
   if (!isTerminal(record.state) && waitMs > 0) {
     const line = await queue.listen(id, { caller: false });
-    const ended = await queue.wait(line, waitMs, (hangUp) => call.outgoing.once("close", hangUp));
+    const ended = await waitWithCaller(call, queue, line, waitMs);
     if (ended) return endedReply(ended, false);
   }
   const current = await queue.get(call.caller.project, id);
-  if (!isTerminal(current.state)) return asyncReply(current, queue);
+  if (!isTerminal(current.state)) return asyncReply(current, options);
   return endedReply(await queue.withAnswer(current), false);
 };

@@ -1,6 +1,7 @@
 /** What every handler has at hand. */
 
 import type { IncomingMessage, ServerResponse } from "node:http";
+import type { HeaderList } from "../core/headers.ts";
 import type { Clock, Observer, Upstream } from "../core/ports.ts";
 import type { Queue } from "../core/queue.ts";
 import type { RouteTable } from "../core/routing.ts";
@@ -37,3 +38,12 @@ export interface Call {
 
 /** Undefined: the reply has been written, or nobody is there to have it. */
 export type Handler = (call: Call, options: ApiOptions) => Promise<Reply | undefined>;
+
+/** The headers of a call in their order; one that occurs more than once stays so. */
+export function headersOf({ incoming }: Call): HeaderList {
+  const list: HeaderList = [];
+  for (let i = 0; i + 1 < incoming.rawHeaders.length; i += 2) {
+    list.push([incoming.rawHeaders[i]!.toLowerCase(), incoming.rawHeaders[i + 1]!]);
+  }
+  return list;
+}

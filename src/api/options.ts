@@ -41,15 +41,11 @@ export const ourFields: ReadonlySet<string> = new Set(["wait", "idempotency_key"
 const duration = z.union([z.string(), z.number()]).transform((value, context) => {
   const ms = parseDuration(value);
   if (ms !== undefined) return ms;
-  context.addIssue({
-    code: "custom",
-    message: 'must be a number of seconds, or text such as "30s", "10m", "24h"',
-  });
+  context.addIssue({ code: "custom" });
   return z.NEVER;
 });
 
 const yearMs = 365 * 86_400_000;
-const positive = duration.refine((ms) => ms > 0 && ms <= yearMs, "must be more than 0 and at most 365 days");
 
 /** `run_at`: ISO 8601, or Unix seconds. */
 const instant = z.union([
@@ -61,17 +57,30 @@ const instant = z.union([
 ]);
 
 const optionsSchema = z.strictObject({
-  deadline: positive.optional(),
+  deadline: duration.refine((ms) => ms > 0 && ms <= yearMs).optional(),
   max_attempts: z.int().min(1).max(1000).optional(),
   priority: z.enum(["interactive", "default", "batch"]).optional(),
   run_at: instant.optional(),
-  delay: duration.refine((ms) => ms <= yearMs, "must be at most 365 days").optional(),
+  delay: duration.refine((ms) => ms <= yearMs).optional(),
   upstream: z.string().min(1).optional(),
   on_unknown: z.enum(["retry", "fail"]).optional(),
   on_disconnect: z.enum(["continue", "cancel"]).optional(),
   tags: z.array(z.string().min(1).max(64)).max(16).optional(),
 });
 type Options = z.infer<typeof optionsSchema>;
+
+const durations = 'as a number of seconds, or as text such as "30s", "10m", "24h"';
+const meaning: Record<keyof Options, string> = {
+  deadline: `must be more than 0 and at most 365 days, ${durations}`,
+  max_attempts: "must be a whole number from 1 to 1000",
+  priority: 'must be "interactive", "default" or "batch"',
+  run_at: "must be an ISO 8601 instant with its offset, or Unix seconds, and at most 365 days ahead",
+  delay: `must be at most 365 days, ${durations}`,
+  upstream: "must be the name of an upstream",
+  on_unknown: 'must be "retry" or "fail"',
+  on_disconnect: 'must be "continue" or "cancel"',
+  tags: "must be a list of at most 16 texts of 1 to 64 characters",
+};
 
 const waitSchema = z.union([z.boolean(), z.number().min(0).max(86_400)]);
 
@@ -86,7 +95,7 @@ export function readAsked(
   defaults: Defaults,
   now: number,
 ): Asked {
-  const options = readOptions(body, header);
+  const options = readOptions(body, header, now);
   const { mode, preferenceApplied } = readMode(body.wait, header("prefer"), defaults);
   const held = mode.kind === "held";
   if (options.run_at !== undefined && options.delay !== undefined) {
@@ -111,10 +120,10 @@ export function readAsked(
   };
 }
 
-function readOptions(body: Record<string, unknown>, header: HeaderOf): Options {
+function readOptions(body: Record<string, unknown>, header: HeaderOf, now: number): Options {
   const text = header("outlast-options");
-  const fromHeader = text === undefined ? {} : parseOptions(parseJson(text), "Outlast-Options");
-  const fromBody = body.outlast === undefined ? {} : parseOptions(body.outlast, "outlast");
+  const fromHeader = text === undefined ? {} : parseOptions(parseJson(text), "Outlast-Options", now);
+  const fromBody = parseOptions(body.outlast ?? {}, "outlast", now);
   return { ...fromHeader, ...fromBody };
 }
 
@@ -126,15 +135,20 @@ function parseJson(text: string): unknown {
   }
 }
 
-function parseOptions(value: unknown, where: string): Options {
+function parseOptions(value: unknown, where: string, now: number): Options {
   const parsed = optionsSchema.safeParse(value);
-  if (parsed.success) return parsed.data;
+  if (parsed.success) {
+    if ((parsed.data.run_at ?? 0) > now + yearMs) throw invalid(`${where}.run_at`, meaning.run_at);
+    return parsed.data;
+  }
   const issue = parsed.error.issues[0]!;
   if (issue.code === "unrecognized_keys") {
     const allowed = Object.keys(optionsSchema.shape).join(", ");
     throw invalid(`${where}.${issue.keys[0]}`, `is not an option. Allowed: ${allowed}`);
   }
-  throw invalid([where, ...issue.path].join("."), issue.message);
+  const name = issue.path[0] as keyof Options | undefined;
+  const what = name === undefined ? "must be a JSON object" : meaning[name];
+  throw invalid([where, ...issue.path].join("."), what);
 }
 
 function readMode(

@@ -1,17 +1,17 @@
 /** Everything that we do not record: let through to an upstream, both ways as it comes (DESIGN §4.4). */
 
-import { once } from "node:events";
+import type { IncomingMessage } from "node:http";
+import { pipeline } from "node:stream/promises";
 import { AppError, failures } from "../core/errors.ts";
 import { type HeaderList, toCaller, toUpstream } from "../core/headers.ts";
-import { replaceMember } from "../core/json-text.ts";
 import type { Abort, ForwardCall, ForwardReply } from "../core/ports.ts";
 import { laneParts } from "../core/request.ts";
 import { laneOf, targetsFor } from "../core/routing.ts";
 import { type JsonBody, parseBody, readBody, withoutOurs } from "./body.ts";
-import { headersOf } from "./completions.ts";
-import type { ApiOptions, Call, Handler } from "./context.ts";
+import { type ApiOptions, type Call, type Handler, headersOf } from "./context.ts";
 import { failureReply } from "./errors.ts";
-import type { Reply } from "./reply.ts";
+import { whenGone } from "./hang-up.ts";
+import { oursAlone, type Reply } from "./reply.ts";
 
 /** Paths that spend tokens on one call and show nothing of the account. */
 const inference =
@@ -23,12 +23,17 @@ export const passThroughUnread: Handler = async (call, options) => {
   const hasBody =
     incoming.headers["content-length"] !== undefined || incoming.headers["transfer-encoding"] !== undefined;
   if (!hasBody || incoming.headers["content-length"] === "0") return passThrough(call, options);
-  if (!/\bjson\b/i.test(type)) return passThrough(call, options, incoming);
+  if (!/\bjson\b/i.test(type)) return passThrough(call, options, uploadOf(incoming));
   const bytes = await readBody(incoming, options.maxBodyBytes);
   const body = jsonBody(bytes);
   // What does not parse is the upstream's to refuse.
   return body ? passThrough(call, options, withoutOurs(body), body.value) : passThrough(call, options, bytes);
 };
+
+/** The body as it comes. Whoever stops reading it leaves the connection alone, since the caller is owed a reply. */
+const uploadOf = (incoming: IncomingMessage): AsyncIterable<Uint8Array> => ({
+  [Symbol.asyncIterator]: () => incoming.iterator({ destroyOnReturn: false }),
+});
 
 function jsonBody(bytes: Buffer): JsonBody | undefined {
   try {
@@ -50,18 +55,35 @@ export async function passThrough(
   const target = targetOf(call, options, value);
   const { upstream, model } = laneParts(target);
   const abort: Abort = { aborted: false, onAbort: undefined };
-  call.outgoing.once("close", () => {
+  const unwatch = whenGone(call, () => {
     abort.aborted = true;
-    if (!call.outgoing.writableFinished) abort.onAbort?.();
+    abort.onAbort?.();
   });
   const forward: ForwardCall = {
     upstream,
+    ...(typeof value?.model === "string" ? { model, askedModel: value.model } : {}),
     method: call.incoming.method ?? "GET",
     path: call.path,
-    headers: toUpstream(headersOf(call), false),
-    body: body instanceof Uint8Array ? renamed(body, value?.model, model) : body,
+    headers: [...toUpstream(headersOf(call), false), ...lengthOf(call, body)],
+    body,
   };
-  const reply = await options.upstream.forward(forward, abort);
+  try {
+    const reply = await options.upstream.forward(forward, abort);
+    return await answered(call, reply, upstream);
+  } finally {
+    unwatch();
+  }
+}
+
+/** The length of an upload that is not read here: many servers take none without. */
+function lengthOf(call: Call, body: Uint8Array | AsyncIterable<Uint8Array> | undefined): HeaderList {
+  const length = call.header("content-length");
+  return body === undefined || body instanceof Uint8Array || length === undefined
+    ? []
+    : [["content-length", length]];
+}
+
+async function answered(call: Call, reply: ForwardReply, upstream: string): Promise<Reply | undefined> {
   if (reply.kind === "response") return relay(call, reply, upstream);
   if (call.outgoing.destroyed) return undefined;
   const failure = reply.kind === "timeout" ? failures.timeout(upstream) : unsent(reply, upstream);
@@ -120,28 +142,19 @@ function readUpstream(call: Call, value?: Record<string, unknown>): string | und
   }
 }
 
-function renamed(body: Uint8Array, asked: unknown, model: string): Uint8Array {
-  if (typeof asked !== "string" || asked === model || model === "") return body;
-  return Buffer.from(replaceMember(Buffer.from(body).toString("utf8"), "model", JSON.stringify(model)));
-}
-
 /** Hands the answer on as it comes, at the caller's pace. A cut answer is cut for the caller too, never ended cleanly. */
 async function relay(
-  { outgoing, incoming }: Call,
+  { outgoing }: Call,
   reply: Extract<ForwardReply, { kind: "response" }>,
   upstream: string,
 ): Promise<undefined> {
   const length = reply.headers.find(([name]) => name === "content-length");
-  const headers = [...toCaller(reply.headers), ...(length ? [length] : []), ...ours(upstream)];
+  const theirs = toCaller(reply.headers).filter(([name]) => !oursAlone.test(name));
+  const headers = [...theirs, ...(length ? [length] : []), ...ours(upstream)];
   try {
     outgoing.writeHead(reply.status, headers.flat());
     outgoing.flushHeaders();
-    for await (const chunk of reply.body) {
-      if (incoming.method === "HEAD") continue;
-      if (!outgoing.write(chunk)) await Promise.race([once(outgoing, "drain"), once(outgoing, "close")]);
-      if (outgoing.destroyed) return undefined;
-    }
-    outgoing.end();
+    await pipeline(reply.body, outgoing);
   } catch {
     outgoing.destroy();
   }

@@ -9,6 +9,9 @@ export interface Reply {
   body: string | Uint8Array;
 }
 
+/** Headers that speak of a request of ours. An upstream that is such a proxy too says them of its own ones. */
+export const oursAlone = /^(outlast-|idempotent-replayed$|preference-applied$)/;
+
 /**
  * Writes a whole reply. A header that occurs more than once stays so. Does nothing where the caller has gone.
  * `last`: the connection is closed after it, because the server is going down.

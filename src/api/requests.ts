@@ -7,6 +7,7 @@ import type { ListQuery } from "../core/ports.ts";
 import { isTerminal, type RequestRecord, type State } from "../core/request.ts";
 import type { ApiOptions, Call, Handler } from "./context.ts";
 import { jsonReply } from "./errors.ts";
+import { waitWithCaller } from "./hang-up.ts";
 import { presentAttempt, presentRequest, resultText, textOf, withRawMembers } from "./present.ts";
 import type { Reply } from "./reply.ts";
 
@@ -95,7 +96,7 @@ export const getRequest: Handler = async (call, options) => {
   const record = await queue.get(call.caller.project, call.params.id ?? "");
   if (!isTerminal(record.state) && waitMs > 0) {
     const line = await queue.listen(record.id, { caller: false });
-    await queue.wait(line, waitMs, (hangUp) => call.outgoing.once("close", hangUp));
+    await waitWithCaller(call, queue, line, waitMs);
     return presented(await queue.get(call.caller.project, record.id), include, options);
   }
   return presented(record, include, options);

@@ -160,6 +160,9 @@ export type UpstreamEvent = { kind: "ended"; outcome: Outcome };
 /** A call that is let through without a record: any method, any body, both ways as they come. */
 export interface ForwardCall {
   upstream: string;
+  /** Where the body names a model: how the target names it, and what the body says. */
+  model?: string;
+  askedModel?: string;
   method: string;
   path: string;
   headers: [string, string][];

@@ -62,7 +62,7 @@ export class Queue {
     this.table = settings.table;
     this.owner = settings.owner;
     this.scheduler = new Scheduler(world, settings, {
-      isConnected: (id) => this.connected.has(id),
+      isConnected: (id) => this.isConnected(id),
       onParked: () => this.tellStopping(false),
     });
   }
@@ -88,6 +88,11 @@ export class Queue {
   /** Callers whose request will not end here any more have their reply; at the `last`, all have. */
   private tellStopping(last: boolean): void {
     for (const tell of [...this.waiting]) tell(last);
+  }
+
+  /** Whether a caller waits on the line for a request. */
+  isConnected(id: string): boolean {
+    return this.connected.has(id);
   }
 
   get isStopping(): boolean {

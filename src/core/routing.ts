@@ -53,7 +53,7 @@ export function targetsFor(table: RouteTable, model: string, upstream?: string):
     );
   }
   const slash = model.indexOf("/");
-  const named = slash > 0 ? model.slice(0, slash) : "";
+  const named = slash > 0 && slash < model.length - 1 ? model.slice(0, slash) : "";
   if (names.includes(named) && (upstream === undefined || upstream === named)) {
     return [{ upstream: named, model: model.slice(slash + 1) }];
   }

@@ -101,7 +101,7 @@ async function* callUpstream(
   const outcome = await new Promise<Outcome>((resolve) => {
     const handler = new PlainAnswer(endpoint.secrets, abort, clock, resolve);
     const { method, path } = call;
-    const body = call.model === call.askedModel ? call.body : renamed(call);
+    const body = renamed(call.body, call);
     const headers = [...headersFor(endpoint, call.headers), "accept-encoding", "identity"];
     // The attempt's time limit is the scheduler's; undici's own would only be a second one.
     const limits = { headersTimeout: 0, bodyTimeout: 0 };
@@ -114,7 +114,11 @@ async function* callUpstream(
 }
 
 /** The body with the name that the target knows the model by; as Latin-1, so that every other byte stays. */
-function renamed({ body, model }: UpstreamCall): Uint8Array {
+function renamed(
+  body: Uint8Array,
+  { model, askedModel }: { model?: string; askedModel?: string },
+): Uint8Array {
+  if (model === undefined || model === askedModel) return body;
   const name = Buffer.from(JSON.stringify(model)).toString("latin1");
   return Buffer.from(replaceMember(Buffer.from(body).toString("latin1"), "model", name), "latin1");
 }
@@ -209,10 +213,12 @@ function headerList(raw: (Buffer | string)[]): HeaderList {
 
 async function forward(
   endpoint: Endpoint,
-  { method, path, headers, body }: ForwardCall,
+  call: ForwardCall,
   abort: Abort,
   silentMs: number,
 ): Promise<ForwardReply> {
+  const { method, path, headers } = call;
+  const body = call.body instanceof Uint8Array ? renamed(call.body, call) : call.body;
   const stop = new AbortController();
   abort.onAbort = () => stop.abort();
   if (abort.aborted) stop.abort();

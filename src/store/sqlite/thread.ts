@@ -26,6 +26,7 @@ export class Thread {
     const thread = new Thread(worker);
     await new Promise<void>((resolve, reject) => {
       worker.once("error", reject);
+      worker.once("exit", () => reject(new Error("The thread of the database stopped before it was ready.")));
       worker.once("message", (first: Answer) => {
         if ("refused" in first) return reject(new Error(first.refused));
         if ("ready" in first) thread.epoch = first.epoch;
@@ -36,6 +37,7 @@ export class Thread {
       throw error;
     });
     worker.removeAllListeners("error");
+    worker.removeAllListeners("exit");
     worker.on("message", (reply: Reply) => thread.receive(reply));
     worker.on("error", (error) => thread.lose(error));
     worker.on("exit", () => thread.lose(new Error("the thread has stopped")));
