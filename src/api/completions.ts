@@ -2,8 +2,9 @@
 
 import { AppError, failures } from "../core/errors.ts";
 import { type HeaderList, toUpstream } from "../core/headers.ts";
+import type { Line } from "../core/line.ts";
 import type { Ended } from "../core/ports.ts";
-import type { Draft, Line, Queue, Submission } from "../core/queue.ts";
+import type { Draft, Queue, Submission } from "../core/queue.ts";
 import { isTerminal, laneParts, type RequestRecord } from "../core/request.ts";
 import { callHashOf, fingerprintOf, type JsonBody, parseBody, readBody, withoutOurs } from "./body.ts";
 import { type ApiOptions, type Call, type Handler, headersOf } from "./context.ts";

@@ -1,7 +1,8 @@
 /** Callers who go away before they have their answer. */
 
+import type { Line } from "../core/line.ts";
 import type { Ended } from "../core/ports.ts";
-import type { Line, Queue } from "../core/queue.ts";
+import type { Queue } from "../core/queue.ts";
 import type { Call } from "./context.ts";
 
 /**

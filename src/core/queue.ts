@@ -3,7 +3,8 @@
 import type { Content } from "./attempts.ts";
 import { AppError, StorageError } from "./errors.ts";
 import type { Waiting } from "./lanes.ts";
-import type { ChangeSet, Ended, ListQuery, Part, Store, World } from "./ports.ts";
+import { Line } from "./line.ts";
+import type { ChangeSet, Ended, ListQuery, Part, World } from "./ports.ts";
 import {
   type AttemptRecord,
   failedInVain,
@@ -356,42 +357,6 @@ export class Queue {
     };
     if (caller) count(1);
     return new Line(this.world.store, id, () => caller && count(-1));
-  }
-}
-
-/**
- * Somebody who waits for one request. As long as a caller's line is open, retries are quick, because
- * somebody is there to have the answer.
- */
-export class Line {
-  readonly id: string;
-  private ended: Ended | undefined;
-  private listener: ((ended: Ended) => void) | undefined;
-  private readonly unwatch: () => void;
-  private readonly onClose: () => void;
-  private closed = false;
-
-  constructor(store: Store, id: string, onClose: () => void) {
-    this.id = id;
-    this.onClose = onClose;
-    this.unwatch = store.watch(id, (ended) => this.hear(ended));
-  }
-
-  hear(ended: Ended): void {
-    this.ended ??= ended;
-    if (!this.closed) this.listener?.(this.ended);
-  }
-
-  onEnded(listener: (ended: Ended) => void): void {
-    this.listener = listener;
-    if (this.ended) listener(this.ended);
-  }
-
-  close(): void {
-    if (this.closed) return;
-    this.closed = true;
-    this.unwatch();
-    this.onClose();
   }
 }
 

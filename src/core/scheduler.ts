@@ -8,12 +8,13 @@
 import { type AttemptSettings, Attempts, type Content } from "./attempts.ts";
 import { windowSize } from "./backlog.ts";
 import { failures, StorageError } from "./errors.ts";
+import { Expiry } from "./expiry.ts";
 import type { GateBackoff } from "./gate.ts";
 import { type Lane, Lanes, type Slot } from "./lanes.ts";
 import type { ChangeSet, ReadyGroup, World } from "./ports.ts";
 import { type Failure, isReady, type Owner, type Reason, type RequestRecord, transition } from "./request.ts";
 import { decideInterrupted } from "./retry.ts";
-import { laneOf, nextTarget, targetsFor } from "./routing.ts";
+import { laneOf, targetsFor } from "./routing.ts";
 
 export interface SchedulerSettings extends AttemptSettings {
   owner: Owner;
@@ -40,6 +41,7 @@ export class Scheduler {
   private readonly world: World;
   private readonly settings: SchedulerSettings;
   private readonly attempts: Attempts;
+  private readonly expiry: Expiry;
   private readonly callers: Callers;
   /** Requests that have left their backlog and whose claim is not yet on disk. */
   private readonly claiming = new Set<string>();
@@ -48,9 +50,6 @@ export class Scheduler {
   private onIdle: (() => void) | undefined;
   private wakeAt = never;
   private cancelWake: (() => void) | undefined;
-  /** When a waiting request reaches its deadline, or a closed upstream has to be looked at, at the earliest. */
-  private sweepAt = 0;
-  private sweeping = false;
 
   constructor(world: World, settings: SchedulerSettings, callers: Callers) {
     this.world = world;
@@ -58,6 +57,7 @@ export class Scheduler {
     this.callers = callers;
     this.lanes = new Lanes(settings.upstreams, settings.laneBackoff, world.observer);
     this.attempts = new Attempts(world, settings, this.lanes, callers.isConnected);
+    this.expiry = new Expiry(world, settings, this.lanes, this);
   }
 
   /** Deals with what an earlier start of this node left behind, and learns who waits. Nothing is called yet. */
@@ -125,7 +125,7 @@ export class Scheduler {
     void this.attempts.run(record, slot, content).then((waiting) => {
       const next = waiting && this.queueUp(waiting);
       if (waiting && this.stopping) this.callers.onParked(waiting.id);
-      this.sweepIfClosed(slot.lane);
+      this.wakeBy(this.expiry.noteClosed(slot.lane));
       // Its neighbours have their turn, too, before the lane of a request that is tried again.
       this.dispatchUpstream(slot.lane);
       if (next) this.dispatch(next);
@@ -137,8 +137,8 @@ export class Scheduler {
     const lane = this.lanes.get(record.lane);
     if (!lane || this.stopping) return undefined;
     lane.backlog.add(record);
-    this.sweepBy(record.deadlineAt);
-    this.sweepIfClosed(lane);
+    this.wakeBy(this.expiry.noteDeadline(record));
+    this.wakeBy(this.expiry.noteClosed(lane));
     return lane;
   }
 
@@ -174,7 +174,7 @@ export class Scheduler {
   }
 
   /** Moves a waiting request to another lane. False where it stays. */
-  private async reroute(record: RequestRecord, lane: string | undefined): Promise<boolean> {
+  async reroute(record: RequestRecord, lane: string | undefined): Promise<boolean> {
     if (lane === undefined || lane === record.lane) return false;
     const moved = transition(record, { type: "rerouted", now: this.world.clock.now(), lane });
     if (!moved) return false;
@@ -185,7 +185,8 @@ export class Scheduler {
     return true;
   }
 
-  private routeOf(record: RequestRecord): string[] {
+  /** The lanes of today's route of a request, without those that refused it. */
+  routeOf(record: RequestRecord): string[] {
     try {
       return targetsFor(this.settings.table, record.model, record.terms.upstream)
         .map(laneOf)
@@ -268,7 +269,7 @@ export class Scheduler {
   }
 
   /** Fails a request that waits. False where it does not wait any more. */
-  private async giveUp(record: RequestRecord, failure: Failure, reason: Reason): Promise<boolean> {
+  async giveUp(record: RequestRecord, failure: Failure, reason: Reason): Promise<boolean> {
     const { store, clock, observer } = this.world;
     const now = clock.now();
     const moved = transition(record, { type: "gave_up", now, failure, reason });
@@ -281,100 +282,10 @@ export class Scheduler {
     return true;
   }
 
-  private sweepBy(at: number): void {
-    this.sweepAt = Math.min(this.sweepAt, at);
-    this.wakeBy(this.sweepAt);
-  }
-
-  /** A lane that stays closed may hold requests that cannot wait for it. */
-  private sweepIfClosed(lane: Lane): void {
-    if (lane.backlog.isEmpty || this.lanes.opening(lane.key).opensAt === 0) return;
-    this.sweepBy(this.world.clock.now() + troubleRetryMs);
-  }
-
-  /** Ends what waits in vain: requests past their deadline, and those whose lane opens too late for them. */
-  private async sweep(): Promise<void> {
-    if (this.sweeping) return;
-    this.sweeping = true;
-    this.sweepAt = never;
-    try {
-      await this.sweepDeadlines();
-      for (const lane of [...this.lanes.all()]) await this.sweepClosedLane(lane);
-    } catch {
-      this.sweepAt = this.world.clock.now() + troubleRetryMs;
-    } finally {
-      this.sweeping = false;
-      if (!this.stopping) this.arm();
-    }
-  }
-
-  private async sweepDeadlines(): Promise<void> {
-    for (;;) {
-      const rows = await this.world.store.expiring({ limit: rowsPerRead });
-      const now = this.world.clock.now();
-      const overdue = rows.filter(({ deadlineAt }) => deadlineAt <= now);
-      const ended = await Promise.all(
-        overdue.map((row) => this.giveUp(row, failures.deadline(), "deadline")),
-      );
-      const next = rows[overdue.length];
-      if (next) this.sweepAt = Math.min(this.sweepAt, next.deadlineAt);
-      if (next || rows.length === 0) return;
-      // Rows that are being claimed just now are not waiting any more; they end at their deadline.
-      if (!ended.some(Boolean)) this.sweepAt = Math.min(this.sweepAt, now + troubleRetryMs);
-      if (!ended.some(Boolean)) return;
-    }
-  }
-
-  private async sweepClosedLane(lane: Lane): Promise<void> {
-    const now = this.world.clock.now();
-    const { opensAt } = this.lanes.opening(lane.key);
-    if (lane.backlog.isEmpty || opensAt <= now) return;
-    this.sweepAt = Math.min(this.sweepAt, now + troubleRetryMs);
-    for (;;) {
-      const rows = await this.world.store.expiring({ lane: lane.key, limit: rowsPerRead });
-      const released = await Promise.all(rows.map((row) => this.releaseHopeless(row, lane, opensAt, now)));
-      if (rows.length < rowsPerRead || !released.every(Boolean)) return;
-    }
-  }
-
-  /** Moves a request that waits in vain to an open lane of its route, or else ends it. */
-  private async releaseHopeless(
-    row: RequestRecord,
-    lane: Lane,
-    opensAt: number,
-    now: number,
-  ): Promise<boolean> {
-    const hopeless = this.hopeless(row, lane, opensAt, now);
-    if (!hopeless) return false;
-    const openings = this.routeOf(row).map((key) => this.lanes.opening(key));
-    const next = nextTarget(openings, row, "soonest", now);
-    const elsewhere = next && next.opensAt <= now ? next.lane : undefined;
-    return (await this.reroute(row, elsewhere)) || this.giveUp(row, hopeless.failure, hopeless.reason);
-  }
-
-  /** Why a request that waits in a closed lane has nothing to wait for; undefined where it has. */
-  private hopeless(
-    record: RequestRecord,
-    lane: Lane,
-    opensAt: number,
-    now: number,
-  ): { failure: Failure; reason: Reason } | undefined {
-    const since = this.lanes.unreachableSince(lane.key);
-    if (since !== undefined && record.terms.held) {
-      // Its patience begins with its round, and not before it was to run.
-      const waitedMs = now - Math.max(since, record.deadlineAt - record.terms.deadlineMs);
-      const failure = failures.unreachable(lane.upstream.name);
-      if (waitedMs >= this.settings.unreachableAfterMs) return { failure, reason: "unreachable" };
-    }
-    const soonest = Math.min(...this.routeOf(record).map((key) => this.lanes.opening(key).opensAt));
-    const tooLate = since === undefined && Math.min(opensAt, soonest) >= record.deadlineAt;
-    return tooLate && lane.refusal ? { failure: lane.refusal, reason: "deadline" } : undefined;
-  }
-
   /** Sets the one timer of the loop to the next instant at which something can happen by itself. */
   private arm(): void {
     if (!this.begun || this.stopping) return;
-    let next = this.sweeping ? never : this.sweepAt;
+    let next = this.expiry.nextAt;
     for (const lane of this.lanes.all()) {
       if (lane.backlog.isEmpty) continue;
       const dueAt = lane.backlog.nextDueAt();
@@ -397,7 +308,7 @@ export class Scheduler {
   private wake(): void {
     this.wakeAt = never;
     if (this.stopping) return;
-    if (this.sweepAt <= this.world.clock.now()) void this.sweep();
+    void this.expiry.sweep().then(() => this.arm());
     for (const lane of this.lanes.all()) this.dispatch(lane);
     this.arm();
   }
