@@ -167,6 +167,11 @@ describe("the house", () => {
       "const sql = `SELECT datetime('now')`;",
       "store/sqlite/engine.ts asks SQL for the time or for luck",
     ],
+    [
+      "store/sqlite/engine.ts",
+      'db.prepare("SELECT 1").get();',
+      "store/sqlite/engine.ts leaves a statement to the collector (see keep.ts)",
+    ],
     ["core/index.ts", "export {};", "core/index.ts is a barrel"],
     ["plugins/one.ts", "export {};", "plugins/one.ts is in no row of the import table"],
   ])("a fault planted in %s is found: %s", (path, text, fault) => {

@@ -34,6 +34,7 @@ export async function outage(seed: number) {
     await sim.clock.step(start + 24 * 60 * minuteMs);
   while (await sim.clock.step(sim.clock.now() + 5000));
   const rows = sim.memory.engine.list({ project: "p1", order: "asc", limit: 10_000 });
+  await sim.memory.close();
   const count = (state: string) => rows.filter((row) => row.state === state).length;
   return {
     accepted,

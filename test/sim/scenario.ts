@@ -82,6 +82,7 @@ export async function tell(seed: number, plant?: Plant): Promise<Report> {
   const rows = all(sim);
   const states: Record<string, number> = {};
   for (const { state } of rows) states[state] = (states[state] ?? 0) + 1;
+  await sim.memory.close();
   const { violations } = sim;
   return {
     violations,

@@ -1,11 +1,12 @@
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import Database from "better-sqlite3";
+import type Database from "better-sqlite3";
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from "vitest";
 import { Engine } from "../../src/store/sqlite/engine.ts";
 import { schemaVersion } from "../../src/store/sqlite/migrations.ts";
 import { aRecord, completes, start, starts, walk } from "../support/builders.ts";
+import { KeptDatabase } from "../support/database.ts";
 
 interface Column {
   name: string;
@@ -65,7 +66,7 @@ beforeAll(() => {
     { kind: "change", transition: ended! },
   ]);
   expect(results).toEqual(Array(3).fill({ status: "applied" }));
-  db = new Database(path);
+  db = new KeptDatabase(path);
   db.pragma("foreign_keys = ON");
   tables = rows<{ name: string }>(
     "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'",
@@ -260,8 +261,8 @@ describe("a file", () => {
 
   /** What is in the file, of its schema. */
   function schema() {
-    const file = new Database(own, { readonly: true });
-    const pragma = (name: string) => file.pragma(name, { simple: true });
+    const file = new KeptDatabase(own, { readonly: true });
+    const pragma = (name: string) => file.pragma(name);
     const found = {
       version: pragma("user_version"),
       application: pragma("application_id"),
@@ -290,7 +291,7 @@ describe("a file", () => {
   });
 
   test("that could not take a step is as it was before the step", () => {
-    const db = new Database(own);
+    const db = new KeptDatabase(own);
     db.exec("CREATE TABLE attempts (mine TEXT); PRAGMA application_id = 0x4f75746c");
     db.close();
     expect(() => new Engine(own, { readonly: false })).toThrow("already exists");

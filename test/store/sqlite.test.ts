@@ -3,7 +3,7 @@ import { once } from "node:events";
 import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import Database from "better-sqlite3";
+import type Database from "better-sqlite3";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { StorageError } from "../../src/core/errors.ts";
 import type { ChangeSet, Told } from "../../src/core/ports.ts";
@@ -13,6 +13,7 @@ import { openMemory } from "../../src/store/sqlite/memory.ts";
 import { type SqliteOptions, SqliteStore } from "../../src/store/sqlite/store.ts";
 import { anId, aRecord, completes, starts, walk } from "../support/builders.ts";
 import { HandClock } from "../support/clock.ts";
+import { KeptDatabase, pragmaOf } from "../support/database.ts";
 import { storeConformance } from "./conformance.ts";
 
 const node = "local";
@@ -120,18 +121,18 @@ storeConformance("SQLite in memory", async () => {
 describe("the file", () => {
   test("has a write-ahead log, large pages, and gives back what is deleted", async () => {
     await open();
-    const db = new Database(path, { readonly: true });
-    expect(db.pragma("journal_mode", { simple: true })).toBe("wal");
-    expect(db.pragma("page_size", { simple: true })).toBe(8192);
-    expect(db.pragma("auto_vacuum", { simple: true })).toBe(2);
-    expect(db.pragma("integrity_check", { simple: true })).toBe("ok");
+    const db = new KeptDatabase(path, { readonly: true });
+    expect(db.pragma("journal_mode")).toBe("wal");
+    expect(db.pragma("page_size")).toBe(8192);
+    expect(db.pragma("auto_vacuum")).toBe(2);
+    expect(db.pragma("integrity_check")).toBe("ok");
     db.close();
   });
 
   test.each(["writes", "reads"] as const)("is synced at every commit by a connection that %s", (what) => {
     const writer = new Engine(path, { readonly: false });
     const engine = what === "writes" ? writer : new Engine(path, { readonly: true });
-    const pragma = (name: string) => connection(engine).pragma(name, { simple: true });
+    const pragma = (name: string) => pragmaOf(connection(engine), name);
     expect(pragma("synchronous")).toBe(2);
     expect(pragma("foreign_keys")).toBe(1);
     expect(pragma("trusted_schema")).toBe(0);
@@ -229,7 +230,7 @@ describe("opening", () => {
   });
 
   test("is refused for a database of another program, which stays as it is", async () => {
-    const db = new Database(path);
+    const db = new KeptDatabase(path);
     db.exec("CREATE TABLE notes (text TEXT); INSERT INTO notes VALUES ('mine')");
     db.close();
     const before = readFileSync(path);
@@ -238,7 +239,7 @@ describe("opening", () => {
   });
 
   test("is refused for a database of another program that numbers its schema too", async () => {
-    const db = new Database(path);
+    const db = new KeptDatabase(path);
     db.exec("CREATE TABLE notes (text TEXT); PRAGMA user_version = 1; PRAGMA application_id = 1");
     db.close();
     await expect(open()).rejects.toThrow(`${path} is a database of another program`);
@@ -250,7 +251,7 @@ describe("opening", () => {
   });
 
   test("accepts a file whose first start was cut off before the schema", async () => {
-    const db = new Database(path);
+    const db = new KeptDatabase(path);
     db.pragma("page_size = 8192");
     db.pragma("auto_vacuum = INCREMENTAL");
     db.pragma("journal_mode = WAL");
@@ -265,8 +266,8 @@ describe("opening", () => {
   });
 
   function bumpVersion(by: number): number {
-    const db = new Database(path);
-    const version = (db.pragma("user_version", { simple: true }) as number) + by;
+    const db = new KeptDatabase(path);
+    const version = (db.pragma("user_version") as number) + by;
     db.pragma(`user_version = ${version}`);
     db.close();
     return version;
@@ -457,13 +458,13 @@ describe("free space", () => {
     const engine = new Engine(path, { readonly: false });
     const kept = aRecord();
     engine.commitAll([accept(kept)]);
-    const pages = connection(engine).pragma("page_count", { simple: true }) as number;
-    connection(engine).pragma(`max_page_count = ${pages}`);
+    const pages = pragmaOf(connection(engine), "page_count") as number;
+    pragmaOf(connection(engine), `max_page_count = ${pages}`);
     const batch = [aRecord(), aRecord()].map((record) => accept(record, { parts: [body("x".repeat(1e5))] }));
     const results = engine.commitAll([accept(aRecord()), ...batch]);
     expect(results.map(diskErrorKind)).toEqual(["full", "full", "full"]);
     expect(engine.list({ project: "default", order: "asc", limit: 9 })).toEqual([kept]);
-    connection(engine).pragma(`max_page_count = ${2 ** 30}`);
+    pragmaOf(connection(engine), `max_page_count = ${2 ** 30}`);
     expect(engine.commitAll(batch)).toEqual([applied, applied]);
     engine.close();
   });
@@ -478,7 +479,7 @@ describe("a damaged file", () => {
     const record = aRecord();
     await store.commit(accept(record, { parts: [body("b")] }));
     await store.close();
-    const db = new Database(path);
+    const db = new KeptDatabase(path);
     const root = db.prepare("SELECT rootpage FROM sqlite_master WHERE name = ?").pluck().get(table) as number;
     db.close();
     const bytes = readFileSync(path);

@@ -3,6 +3,7 @@
 import Database from "better-sqlite3";
 import type { ChangeSet, CommitResult, ListQuery, Part, PartKind, ReadyGroup } from "../../core/ports.ts";
 import type { AttemptRecord, Expectation, Owner, Priority, RequestRecord } from "../../core/request.ts";
+import { keep } from "./keep.ts";
 import { assertOurs, migrate } from "./migrations.ts";
 import * as rows from "./rows.ts";
 
@@ -33,7 +34,7 @@ export class Engine {
 
   /** @throws Error when the file cannot be opened, is not a database, or comes from a newer version. */
   constructor(path: string, options: { readonly: boolean; synchronous?: "FULL" | "NORMAL" }) {
-    this.db = new Database(path, { readonly: options.readonly, timeout: 5000 });
+    this.db = keep(new Database(path, { readonly: options.readonly, timeout: 5000 }));
     try {
       assertOurs(this.db);
       this.prepareConnection(options.readonly, options.synchronous ?? "FULL");
@@ -45,26 +46,26 @@ export class Engine {
   }
 
   private prepareConnection(readonly: boolean, synchronous: string): void {
-    const version = this.db.prepare("SELECT sqlite_version()").pluck().get() as string;
+    const version = keep(this.db.prepare("SELECT sqlite_version()")).pluck().get() as string;
     if (compareVersions(version, oldestVersion) < 0) {
       throw new Error(`SQLite ${version} is too old: ${oldestVersion} or newer is needed.`);
     }
     if (!readonly) {
       // Both take effect only before the first table is made.
-      this.db.pragma("page_size = 8192");
-      this.db.pragma("auto_vacuum = INCREMENTAL");
-      this.db.pragma("journal_mode = WAL");
-      this.db.pragma("wal_autocheckpoint = 1000");
-      this.db.pragma(`journal_size_limit = ${64 * 1024 * 1024}`);
+      this.db.exec("PRAGMA page_size = 8192");
+      this.db.exec("PRAGMA auto_vacuum = INCREMENTAL");
+      this.db.exec("PRAGMA journal_mode = WAL");
+      this.db.exec("PRAGMA wal_autocheckpoint = 1000");
+      this.db.exec(`PRAGMA journal_size_limit = ${64 * 1024 * 1024}`);
     }
     // better-sqlite3 is compiled with NORMAL for WAL, which loses acknowledged commits on a power cut.
-    this.db.pragma(`synchronous = ${synchronous}`);
-    this.db.pragma("fullfsync = 1");
-    this.db.pragma("checkpoint_fullfsync = 1");
-    this.db.pragma("foreign_keys = ON");
-    this.db.pragma("trusted_schema = OFF");
-    this.db.pragma("temp_store = MEMORY");
-    this.db.pragma("cache_size = -32768");
+    this.db.exec(`PRAGMA synchronous = ${synchronous}`);
+    this.db.exec("PRAGMA fullfsync = 1");
+    this.db.exec("PRAGMA checkpoint_fullfsync = 1");
+    this.db.exec("PRAGMA foreign_keys = ON");
+    this.db.exec("PRAGMA trusted_schema = OFF");
+    this.db.exec("PRAGMA temp_store = MEMORY");
+    this.db.exec("PRAGMA cache_size = -32768");
   }
 
   /** Counts a start of this node: whatever an earlier one left in `processing` is nobody's. */
@@ -259,7 +260,7 @@ export class Engine {
   private statement(sql: string): Database.Statement {
     let statement = this.statements.get(sql);
     if (!statement) {
-      statement = this.db.prepare(sql);
+      statement = keep(this.db.prepare(sql));
       this.statements.set(sql, statement);
     }
     return statement;

@@ -4,10 +4,11 @@
  */
 
 import Database from "better-sqlite3";
+import { keep } from "./keep.ts";
 
 /** Takes the lock of the database at `path`; the returned function gives it back. @throws Error when it is taken. */
 export function lockFile(path: string): () => void {
-  const lock = new Database(`${path}.lock`, { timeout: 0 });
+  const lock = keep(new Database(`${path}.lock`, { timeout: 0 }));
   try {
     lock.exec("BEGIN EXCLUSIVE");
   } catch (error) {

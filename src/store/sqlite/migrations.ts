@@ -4,6 +4,7 @@
  */
 
 import type { Database } from "better-sqlite3";
+import { keep } from "./keep.ts";
 
 const first = `
 CREATE TABLE nodes (
@@ -121,9 +122,8 @@ export const schemaVersion = steps.length;
 
 /** @throws Error where the file holds something else. Nothing is written before this has been asked. */
 export function assertOurs(db: Database): void {
-  const pragma = (name: string) => db.pragma(name, { simple: true });
-  const isNew = pragma("schema_version") === 0;
-  if (isNew || pragma("application_id") === applicationId) return;
+  const isNew = pragma(db, "schema_version") === 0;
+  if (isNew || pragma(db, "application_id") === applicationId) return;
   throw new Error(`${db.name} is a database of another program.`);
 }
 
@@ -132,7 +132,7 @@ export function assertOurs(db: Database): void {
  * @throws Error where the file was written by a newer version.
  */
 export function migrate(db: Database): void {
-  const taken = db.pragma("user_version", { simple: true }) as number;
+  const taken = pragma(db, "user_version");
   if (taken > schemaVersion) {
     throw new Error(
       `The database has schema ${taken}, this version of Outlast knows ${schemaVersion}: use a newer Outlast.`,
@@ -141,8 +141,12 @@ export function migrate(db: Database): void {
   for (let step = taken; step < schemaVersion; step++) {
     db.transaction(() => {
       db.exec(steps[step]!);
-      db.pragma(`application_id = ${applicationId}`);
-      db.pragma(`user_version = ${step + 1}`);
+      db.exec(`PRAGMA application_id = ${applicationId}; PRAGMA user_version = ${step + 1};`);
     }).immediate();
   }
 }
+
+const pragma = (db: Database, name: string): number =>
+  keep(db.prepare(`PRAGMA ${name}`))
+    .pluck()
+    .get() as number;
