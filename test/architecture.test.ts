@@ -64,6 +64,7 @@ const ambient: [pattern: RegExp, allowed: string[], what: string][] = [
   [/\bMath\.random\b|\brandom(UUID|Int|Bytes)\b/, ["system.ts"], "draws a random number"],
   [/\bprocess\.env\b/, ["config.ts"], "reads the environment"],
   [/(?<![.\w])fetch\(/, [], "uses the global fetch"],
+  [/\.pragma\(|(?<!keep\((this\.)?db)\.prepare\(/, [], "leaves a statement to the collector (see keep.ts)"],
   [
     /CURRENT_TIMESTAMP|datetime\('now|unixepoch\(|julianday\(|\brandom\(\)/i,
     [],
