@@ -2,6 +2,7 @@
 /** The command line: arguments → command → exit code. */
 
 import { Command, CommanderError } from "commander";
+import { exampleModel } from "./config/providers.ts";
 import { type Config, ConfigError, describeConfig, environment, loadConfig } from "./config.ts";
 import { faultText } from "./core/errors.ts";
 import { type Running, startServer } from "./server.ts";
@@ -62,7 +63,7 @@ async function serve(flags: Flags): Promise<void> {
 function greeting({ url, upstreams }: Running, config: Config): string {
   const [first] = upstreams;
   const demo = first?.origin === "demo";
-  const model = demo ? "demo" : (first?.models.find((name) => !name.includes("*")) ?? "MODEL");
+  const model = first ? exampleModel(first) : "MODEL";
   const list = upstreams.map(({ name, baseUrl, models, origin }) => {
     const what = models.length > 0 ? models.join(", ") : "any model no other upstream lists";
     return `  ${name.padEnd(12)} ${origin === "demo" ? "built in, works offline" : baseUrl}   ${what}`;

@@ -33,6 +33,7 @@ export function createApp(options: ApiOptions): Hono<{ Bindings: Bindings }> {
     open(() => readiness(options)),
   );
   app.post("/v1/chat/completions", v1(jsonRoute(postCompletion)));
+  app.post("/v1/chat/completions/", v1(jsonRoute(postCompletion)));
   app.get("/v1/chat/completions/:id", v1(getCompletion));
   app.get("/v1/requests", v1(listRequests));
   app.get("/v1/requests/:id", v1(getRequest));

@@ -5,14 +5,14 @@ import { type HeaderList, toUpstream } from "../core/headers.ts";
 import type { Line } from "../core/line.ts";
 import type { Ended } from "../core/ports.ts";
 import type { Draft, Queue, Submission } from "../core/queue.ts";
-import { isTerminal, laneParts, type RequestRecord } from "../core/request.ts";
+import { isTerminal, type RequestRecord } from "../core/request.ts";
 import { callHashOf, fingerprintOf, type JsonBody, parseBody, readBody, withoutOurs } from "./body.ts";
 import { type ApiOptions, type Call, type Handler, headersOf } from "./context.ts";
 import { comeBack, errorReply, failureReply, jsonReply } from "./errors.ts";
 import { waitWithCaller } from "./hang-up.ts";
 import { type Asked, readAsked } from "./options.ts";
 import { passThrough } from "./passthrough.ts";
-import { answerOf, pollUrl, presentAsync } from "./present.ts";
+import { answerOf, pollUrl, presentAsync, requestHeaders } from "./present.ts";
 import { oursAlone, type Reply } from "./reply.ts";
 import { readWaitMs } from "./requests.ts";
 
@@ -61,7 +61,10 @@ function draftOf(call: Call, body: JsonBody, asked: Asked): Draft {
     project,
     endpoint,
     model: body.value.model as string,
-    content: { head: { method: "POST", path: call.path, headers }, body: withoutOurs(body) },
+    content: {
+      head: { method: "POST", path: call.path.replace(/\/(?=\?|$)/, ""), headers },
+      body: withoutOurs(body),
+    },
     terms,
     priority,
     runAt,
@@ -90,27 +93,25 @@ async function replyTo(
   }
   const { mode } = asked;
   const waitMs = mode.kind === "wait" ? mode.ms : options.defaults.holdTimeoutMs;
-  const ended = await waitHere(line, waitMs, call, options, record);
+  const ended = await waitHere(line, waitMs, call, options, submission);
   if (ended) return endedReply(ended, replayed);
   if (call.outgoing.destroyed) return undefined;
   const current = await queue.get(record.project, record.id);
   if (isTerminal(current.state)) return endedReply(await queue.withAnswer(current), replayed);
   if (mode.kind === "wait") return asyncReply(current, options);
-  return errorReply(notYet(current, queue));
+  const refusal = errorReply(notYet(queue, current.id));
+  return { ...refusal, headers: [...refusal.headers, ...requestHeaders(current)] };
 }
 
-function notYet({ id: requestId }: RequestRecord, queue: Queue): AppError {
+function notYet(queue: Queue, id: string): AppError {
   if (queue.isStopping) {
     return new AppError(
       "shutting_down",
       "The server is shutting down; the request goes on after its restart.",
-      {
-        requestId,
-      },
     );
   }
-  const message = `The request is still running. Fetch its result later: GET ${pollUrl(requestId)}.`;
-  return new AppError("still_running", message, { requestId });
+  const message = `The request is still running. Fetch its result later: GET ${pollUrl(id)}.`;
+  return new AppError("still_running", message);
 }
 
 /** Waits with the caller on the line; a caller who hangs up and asked for it takes the request along. */
@@ -119,27 +120,17 @@ function waitHere(
   waitMs: number,
   call: Call,
   { queue, observer }: ApiOptions,
-  { id, project, terms }: RequestRecord,
+  { kind, record: { id, project, terms } }: Submission,
 ): Promise<Ended | undefined> {
+  const accepted = kind === "accepted";
   return waitWithCaller(call, queue, line, waitMs, () => {
-    // Others may share the request by its key: they keep it alive.
-    if (terms.onDisconnect !== "cancel" || queue.isConnected(id)) return;
+    // Whoever shares a request by its key neither takes it from others nor loses it through them.
+    if (terms.onDisconnect !== "cancel" || !accepted || queue.isConnected(id)) return;
     queue.cancel(project, id).catch((error) => {
       if (error instanceof AppError && error.code === "request_ended") return;
       observer.tell({ event: "fault", where: "cancel on disconnect", message: String(error) });
     });
   });
-}
-
-/** Headers of ours that every reply about a request carries. */
-function requestHeaders(record: RequestRecord): HeaderList {
-  const headers: HeaderList = [
-    ["outlast-request-id", record.id],
-    ["outlast-attempts", String(record.attempt)],
-  ];
-  const called = record.attempt > 0 ? laneParts(record.lane).upstream : undefined;
-  const upstream = record.upstream ?? called;
-  return upstream === undefined ? headers : [...headers, ["outlast-upstream", upstream]];
 }
 
 export function asyncReply(record: RequestRecord, { queue, clock }: ApiOptions): Reply {
@@ -150,7 +141,7 @@ export function asyncReply(record: RequestRecord, { queue, clock }: ApiOptions):
 }
 
 /** Rate limits and encodings of an answer say nothing any more when it is replayed. */
-const staleHeader = /^(x-ratelimit-|content-encoding$|retry-after)/;
+const staleHeader = /^(x-ratelimit-|anthropic-ratelimit-|content-encoding$|retry-after)/;
 
 /** What the caller of an ended request gets: the upstream's answer, or why there is none. */
 export function endedReply(ended: Ended, replayed: boolean): Reply {

@@ -28,7 +28,6 @@ const table: Record<ErrorCode, [status: number, type: string]> = {
   operator_only: [403, invalid],
   passthrough_off: [404, invalid],
   not_found: [404, invalid],
-  method_not_allowed: [405, invalid],
   body_too_large: [413, invalid],
   unsupported_content_type: [415, invalid],
   still_running: [504, "timeout_error"],

@@ -3,6 +3,7 @@
 import { once } from "node:events";
 import { createServer, type Server } from "node:http";
 import type { AddressInfo, Socket } from "node:net";
+import type { Duplex } from "node:stream";
 import { getRequestListener } from "@hono/node-server";
 import { AppError } from "../core/errors.ts";
 import type { Clock } from "../core/ports.ts";
@@ -26,6 +27,7 @@ export function createHttpServer(options: ApiOptions, clock: Clock, keepAliveTim
   server.headersTimeout = keepAliveTimeoutMs + 5000;
   // Uploads may be slow and answers late; both have limits of their own.
   server.requestTimeout = 0;
+  server.on("clientError", refuseUnreadable);
   const unused = unusedConnections(server);
   server.on("request", (_incoming, outgoing) => {
     // A connection that falls idle while the server stops would keep it waiting for a next call.
@@ -61,6 +63,18 @@ function unusedConnections(server: Server): Set<Socket> {
   });
   server.on("request", ({ socket }) => unused.delete(socket));
   return unused;
+}
+
+/** What is no HTTP, or has headers that are too long, is refused in the shape of every other error. */
+function refuseUnreadable(error: NodeJS.ErrnoException, socket: Duplex): void {
+  if (error.code === "ECONNRESET" || !socket.writable) return void socket.destroy();
+  const tooLong = error.code === "HPE_HEADER_OVERFLOW";
+  const message = tooLong ? "The headers are too long." : "This is not a valid HTTP request.";
+  const { body } = errorReply(new AppError("invalid_body", message));
+  const status = tooLong ? "431 Request Header Fields Too Large" : "400 Bad Request";
+  const length = Buffer.byteLength(body);
+  const head = `content-type: application/json\r\ncontent-length: ${length}\r\nconnection: close`;
+  socket.end(`HTTP/1.1 ${status}\r\n${head}\r\n\r\n${body}`);
 }
 
 /** For a call whose host or target is no part of a URL: no route ever sees it. */

@@ -164,9 +164,11 @@ function readMode(
   const preferred = readPrefer(prefer);
   if (preferred === undefined)
     return { mode: defaults.wait === undefined ? { kind: "held" } : modeOf(defaults.wait, defaults) };
-  const mode = modeOf(preferred, defaults);
-  const preferenceApplied = mode.kind === "wait" ? `wait=${Math.floor(mode.ms / 1000)}` : "respond-async";
-  return { mode, preferenceApplied };
+  const { seconds, async } = preferred;
+  const mode = modeOf(seconds ?? false, defaults);
+  const waited = mode.kind === "wait" ? Math.floor(mode.ms / 1000) : seconds;
+  const applied = [async ? "respond-async" : undefined, waited === undefined ? undefined : `wait=${waited}`];
+  return { mode, preferenceApplied: applied.filter(Boolean).join(", ") };
 }
 
 /** A wait is never longer than a silent connection is kept: the answer after that is the async object. */
@@ -177,14 +179,15 @@ function modeOf(wait: boolean | number, defaults: Defaults): Mode {
 }
 
 /** RFC 7240: `wait=N`, `respond-async`, or both (wait, then answer at once). Preferences unknown to us are ignored. */
-function readPrefer(prefer: string | undefined): false | number | undefined {
+function readPrefer(prefer: string | undefined): { seconds?: number; async: boolean } | undefined {
   if (prefer === undefined) return undefined;
   const wanted = prefer.split(/[,;]/).map((one) => one.trim().toLowerCase());
+  const async = wanted.includes("respond-async");
   for (const one of wanted) {
-    const seconds = /^wait *= *"?(\d{1,5})"?$/.exec(one)?.[1];
-    if (seconds !== undefined) return Number(seconds);
+    const seconds = /^wait *= *"?(\d+)"?$/.exec(one)?.[1];
+    if (seconds !== undefined) return { seconds: Number(seconds), async };
   }
-  return wanted.includes("respond-async") ? false : undefined;
+  return async ? { async } : undefined;
 }
 
 function readKey(body: Record<string, unknown>, header: HeaderOf): string | undefined {

@@ -4,14 +4,25 @@ import type { AsyncObject, AttemptObject, RequestObject } from "../contract.ts";
 import type { HeaderList } from "../core/headers.ts";
 import type { Waiting } from "../core/lanes.ts";
 import type { Ended, Part } from "../core/ports.ts";
-import { type AttemptRecord, isReady, type RequestRecord } from "../core/request.ts";
+import { type AttemptRecord, isReady, laneParts, type RequestRecord } from "../core/request.ts";
 
 const iso = (at: number): string => new Date(at).toISOString();
 const isoOrNull = (at: number | undefined): string | null => (at === undefined ? null : iso(at));
-const textOf = (bytes: Uint8Array): string =>
+export const textOf = (bytes: Uint8Array): string =>
   Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength).toString("utf8");
 
 export const pollUrl = (id: string): string => `/v1/requests/${id}`;
+
+/** Headers of ours that every reply about a request carries. */
+export function requestHeaders(record: RequestRecord): HeaderList {
+  const headers: HeaderList = [
+    ["outlast-request-id", record.id],
+    ["outlast-attempts", String(record.attempt)],
+  ];
+  const called = record.attempt > 0 ? laneParts(record.lane).upstream : undefined;
+  const upstream = record.upstream ?? called;
+  return upstream === undefined ? headers : [...headers, ["outlast-upstream", upstream]];
+}
 
 export function presentAsync(record: RequestRecord): AsyncObject {
   return {
@@ -120,5 +131,3 @@ export function resultText(ended: Ended): string | undefined {
   const answer = ended.record.state === "completed" ? answerOf(ended) : undefined;
   return answer && textOf(answer.body);
 }
-
-export { textOf };

@@ -3,12 +3,20 @@
 import { z } from "zod";
 import type { AttemptObject, RequestObject } from "../contract.ts";
 import { AppError } from "../core/errors.ts";
+import type { HeaderList } from "../core/headers.ts";
 import type { ListQuery } from "../core/ports.ts";
 import { isTerminal, type RequestRecord, type State } from "../core/request.ts";
 import type { ApiOptions, Call, Handler } from "./context.ts";
 import { jsonReply } from "./errors.ts";
 import { waitWithCaller } from "./hang-up.ts";
-import { presentAttempt, presentRequest, resultText, textOf, withRawMembers } from "./present.ts";
+import {
+  presentAttempt,
+  presentRequest,
+  requestHeaders,
+  resultText,
+  textOf,
+  withRawMembers,
+} from "./present.ts";
 import type { Reply } from "./reply.ts";
 
 const states: State[] = ["queued", "processing", "retrying", "completed", "failed", "cancelled"];
@@ -111,7 +119,7 @@ async function presented(record: RequestRecord, include: Set<string>, { queue }:
   }
   const object = presentRequest(record, queue.explain(record));
   if (include.has("attempts")) object.attempt_list = (await queue.attempts(record.id)).map(presentAttempt);
-  const headers: [string, string][] = [["content-type", "application/json"]];
+  const headers: HeaderList = [["content-type", "application/json"], ...requestHeaders(record)];
   return { status: 200, headers, body: withRawMembers(object, raw) };
 }
 
@@ -119,18 +127,13 @@ export const getAttempts: Handler = async (call, { queue }) => {
   const record = await queue.get(call.caller.project, call.params.id ?? "");
   const data: AttemptObject[] = (await queue.attempts(record.id)).map(presentAttempt);
   const number = (attempt: AttemptObject | undefined) => (attempt ? String(attempt.number) : null);
-  return jsonReply(200, {
-    object: "list",
-    data,
-    first_id: number(data[0]),
-    last_id: number(data.at(-1)),
-    has_more: false,
-  });
+  const ends = { first_id: number(data[0]), last_id: number(data.at(-1)) };
+  return jsonReply(200, { object: "list", data, ...ends, has_more: false }, requestHeaders(record));
 };
 
 export const cancelRequest: Handler = async (call, { queue }) => {
   const record = await queue.cancel(call.caller.project, call.params.id ?? "");
-  return jsonReply(200, presentRequest(record, undefined));
+  return jsonReply(200, presentRequest(record, undefined), requestHeaders(record));
 };
 
 function readInclude(call: Call): Set<string> {

@@ -10,31 +10,54 @@ export interface Provider {
   baseUrl: string;
   /** the models that it is known to serve, as names or globs; none = it may be the default upstream */
   models: readonly string[];
+  /** a model that everybody with a key may try */
+  example: string;
 }
 
 /** In the order in which they become upstreams. OpenAI and Ollama have rules of their own, see below. */
 export const providers: readonly Provider[] = [
-  { name: "openai", keyVariable: "OPENAI_API_KEY", baseUrl: "https://api.openai.com/v1", models: [] },
+  {
+    name: "openai",
+    keyVariable: "OPENAI_API_KEY",
+    baseUrl: "https://api.openai.com/v1",
+    models: [],
+    example: "gpt-4o-mini",
+  },
   {
     name: "anthropic",
     keyVariable: "ANTHROPIC_API_KEY",
     baseUrl: "https://api.anthropic.com/v1",
     models: ["claude-*"],
+    example: "claude-haiku-4-5",
   },
   {
     name: "gemini",
     keyVariable: "GEMINI_API_KEY",
     baseUrl: "https://generativelanguage.googleapis.com/v1beta/openai",
     models: ["gemini-*", "gemma-*"],
+    example: "gemini-2.5-flash",
   },
   {
     name: "openrouter",
     keyVariable: "OPENROUTER_API_KEY",
     baseUrl: "https://openrouter.ai/api/v1",
     models: ["*/*"],
+    example: "openrouter/auto",
   },
-  { name: "groq", keyVariable: "GROQ_API_KEY", baseUrl: "https://api.groq.com/openai/v1", models: [] },
-  { name: "xai", keyVariable: "XAI_API_KEY", baseUrl: "https://api.x.ai/v1", models: ["grok-*"] },
+  {
+    name: "groq",
+    keyVariable: "GROQ_API_KEY",
+    baseUrl: "https://api.groq.com/openai/v1",
+    models: [],
+    example: "llama-3.3-70b-versatile",
+  },
+  {
+    name: "xai",
+    keyVariable: "XAI_API_KEY",
+    baseUrl: "https://api.x.ai/v1",
+    models: ["grok-*"],
+    example: "grok-4",
+  },
   {
     name: "mistral",
     keyVariable: "MISTRAL_API_KEY",
@@ -49,12 +72,14 @@ export const providers: readonly Provider[] = [
       "voxtral-*",
       "open-mistral-*",
     ],
+    example: "mistral-small-latest",
   },
   {
     name: "deepseek",
     keyVariable: "DEEPSEEK_API_KEY",
     baseUrl: "https://api.deepseek.com/v1",
     models: ["deepseek-*"],
+    example: "deepseek-chat",
   },
 ];
 
@@ -114,4 +139,12 @@ export function ollamaBaseUrl(host: string): string {
   const port = parts[2] ?? (scheme === undefined ? "11434" : undefined);
   const prefix = path.replace(/\/+$/, "").replace(/\/v1$/, "");
   return `${scheme ?? "http"}://${name}${port === undefined ? "" : `:${port}`}${prefix}/v1`;
+}
+
+/** A model to try an upstream with: one that it lists, or one of its provider's. */
+export function exampleModel(upstream: { name: string; models: readonly string[] }): string {
+  const listed = upstream.models.find((model) => !model.includes("*"));
+  if (listed !== undefined) return listed;
+  if (upstream.name === "ollama") return "llama3.2";
+  return providers.find(({ name }) => name === upstream.name)?.example ?? "MODEL";
 }

@@ -115,7 +115,7 @@ export class Attempts {
       cancelTimer();
     }
     const timedOut = run.stopped === "attempt" || run.stopped === "deadline";
-    return outcome.kind === "aborted" && timedOut ? { kind: "timeout", phase } : outcome;
+    return outcome.kind === "aborted" && outcome.sent && timedOut ? { kind: "timeout", phase } : outcome;
   }
 
   private async settle(run: Run, outcome: Outcome, now: number): Promise<RequestRecord | undefined> {
@@ -152,6 +152,7 @@ export class Attempts {
       targets: this.targets(record).map((lane) => this.lanes.opening(lane)),
       backoff: this.isConnected(record.id) ? heldBackoff : backoff,
       unreachableAfterMs,
+      unreachableSince: this.lanes.unreachableSince(record.lane),
     });
   }
 

@@ -88,6 +88,11 @@ export class Backlog {
     return record;
   }
 
+  /** The groups of a priority that have anybody waiting. */
+  groupsOf(priority: RequestRecord["priority"]): Omit<ReadyGroup, "count">[] {
+    return [...this.groups.values()].filter((group) => group.priority === priority && group.count > 0);
+  }
+
   /** When the next known head is due; undefined when none is known. */
   nextDueAt(): number | undefined {
     let next: number | undefined;

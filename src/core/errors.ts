@@ -22,7 +22,6 @@ export type ErrorCode =
   | "operator_only"
   | "passthrough_off"
   | "not_found"
-  | "method_not_allowed"
   | "body_too_large"
   | "unsupported_content_type"
   | "still_running"

@@ -18,6 +18,8 @@ export interface Hands {
 /** How often lanes that stay closed are looked at. */
 const lookMs = 1000;
 const rowsPerRead = windowSize * 2;
+/** Somebody waits for each of these: they are looked at all together. */
+const callersPerRead = 2048;
 const never = Number.POSITIVE_INFINITY;
 
 export class Expiry {
@@ -96,6 +98,10 @@ export class Expiry {
     const { opensAt } = this.lanes.opening(lane.key);
     if (lane.backlog.isEmpty || opensAt <= now) return;
     this.dueBy(now + lookMs);
+    for (const group of lane.backlog.groupsOf("interactive")) {
+      const rows = await this.world.store.heads(group, callersPerRead);
+      await Promise.all(rows.map((row) => this.release(row, lane, now)));
+    }
     for (;;) {
       const rows = await this.world.store.expiring({ lane: lane.key, limit: rowsPerRead });
       const released = await Promise.all(rows.map((row) => this.release(row, lane, now)));
@@ -103,16 +109,20 @@ export class Expiry {
     }
   }
 
-  /** Moves a request that waits in vain to an open lane of its route, or else ends it. */
+  /**
+   * Moves a request to an open lane of its route, if its own upstream cannot be reached or somebody waits for
+   * it; what runs in the background waits for its turn. Ends what waits in vain. False where it stays.
+   */
   private async release(row: RequestRecord, lane: Lane, now: number): Promise<boolean> {
     const openings = this.hands.routeOf(row).map((key) => this.lanes.opening(key));
     const soonest = Math.min(this.lanes.opening(lane.key).opensAt, ...openings.map(({ opensAt }) => opensAt));
     const hopeless = this.hopeless(row, lane, soonest, now);
-    if (!hopeless) return false;
     const next = nextTarget(openings, row, "soonest", now);
     const elsewhere = next && next.opensAt <= now ? next.lane : undefined;
-    if (await this.hands.reroute(row, elsewhere)) return true;
-    return this.hands.giveUp(row, hopeless.failure, hopeless.reason);
+    const unreachable = this.lanes.unreachableSince(lane.key) !== undefined;
+    const moves = row.dueAt <= now && (unreachable || row.priority === "interactive");
+    if ((hopeless || moves) && (await this.hands.reroute(row, elsewhere))) return true;
+    return hopeless !== undefined && this.hands.giveUp(row, hopeless.failure, hopeless.reason);
   }
 
   /** Why a request that waits in a closed lane has nothing to wait for; undefined where it has. */

@@ -138,8 +138,9 @@ export class Lanes {
     const { upstream } = lane;
     const laneProbe = probesLane(slot);
     const upstreamProbe = probesUpstream(slot);
-    if (reading.verdict === "throttled") {
-      const { retryAfterMs } = reading;
+    const { retryAfterMs } = reading;
+    // Whoever is told to wait waits, also after an ordinary error.
+    if (reading.verdict === "throttled" || (reading.verdict === "transient" && retryAfterMs !== undefined)) {
       const told = { now, luck, why: "rate_limit" as const, retryAfterMs, probe: laneProbe };
       lane.refusal = reading.result.failure;
       this.setGate(lane, lane.key, close(lane.gate, told, this.backoff));
@@ -157,14 +158,24 @@ export class Lanes {
     }
   }
 
-  /** Gives back a slot. A lane that nobody uses is forgotten: callers choose the names of models. */
+  /** Gives back a slot. */
   free({ lane }: Slot): void {
     const { upstream } = lane;
     upstream.inFlight--;
     lane.inFlight--;
+    this.forgetIdle(lane);
+  }
+
+  /** Forgets a lane that nobody uses: callers choose the names of models. */
+  forgetIdle(lane: Lane): void {
     if (lane.inFlight > 0 || lane.gate.kind !== "open" || !lane.backlog.isEmpty) return;
     this.lanes.delete(lane.key);
-    upstream.lanes = upstream.lanes.filter((other) => other !== lane);
+    lane.upstream.lanes = lane.upstream.lanes.filter((other) => other !== lane);
+  }
+
+  /** Closes a lane that was told to wait before this process was started. */
+  closeUntil(lane: Lane, until: number, now: number): void {
+    this.setGate(lane, lane.key, { kind: "closed", until, since: now, strikes: 1, why: "rate_limit" });
   }
 
   /** Slots that have been granted and not been given back. */
@@ -196,7 +207,8 @@ export class Lanes {
     const until = Math.max(byLane, byUpstream, record.dueAt);
     if (byLane > now) return { why: "rate_limit", until };
     if (byUpstream > now) return { why: "backoff", until };
-    if (record.dueAt > now) return { why: record.attempt > 0 ? "backoff" : "scheduled", until: record.dueAt };
+    const scheduled = record.state === "queued";
+    if (record.dueAt > now) return { why: scheduled ? "scheduled" : "backoff", until: record.dueAt };
     return { why: "capacity" };
   }
 

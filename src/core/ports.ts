@@ -106,6 +106,8 @@ export interface Store {
   heads(group: Omit<ReadyGroup, "count">, limit: number): Promise<RequestRecord[]>;
   /** Waiting requests (of one lane, if named) in the order of their deadlines. */
   expiring(query: { lane?: string; limit: number }): Promise<RequestRecord[]>;
+  /** Lanes in which a waiting request was told to wait beyond `now`, and until when at the latest. */
+  toldToWait(now: number): Promise<{ lane: string; until: number }[]>;
   /** Processing requests whose owner is an earlier start of this node. */
   interrupted(owner: Owner, limit: number): Promise<RequestRecord[]>;
   /** Calls back once when the request has ended, wherever it ran; the returned function stops watching. */

@@ -119,9 +119,16 @@ export class Queue {
    * @throws AppError `shutting_down`, `storage_full`, `model_not_found`, `idempotency_key_reused`, …
    */
   async submit(draft: Draft): Promise<Submission> {
-    const refusal = this.refusal();
-    if (refusal) throw refusal;
-    const record = this.newRecord(draft);
+    try {
+      const refusal = this.refusal();
+      if (refusal) throw refusal;
+      return await this.accept(draft, this.newRecord(draft));
+    } catch (error) {
+      return this.knownOr(error, draft);
+    }
+  }
+
+  private async accept(draft: Draft, record: RequestRecord): Promise<Submission> {
     const slot = this.scheduler.slotFor(record);
     const now = record.createdAt;
     const first = slot ? startAtOnce(record, { now, owner: this.owner }) : { record };
@@ -302,6 +309,15 @@ export class Queue {
       const message = "The request could not be stored; nothing was sent. Try again later.";
       throw new AppError(error.kind === "full" ? "storage_full" : "storage_failed", message);
     }
+  }
+
+  /** What cannot be accepted may be known by its key: that is neither new work nor in need of a route. */
+  private async knownOr(refusal: unknown, draft: Draft): Promise<Submission> {
+    const key = keyOf(draft);
+    if (!key || !(refusal instanceof AppError) || refusal.requestId !== undefined) throw refusal;
+    const current = await this.world.store.byKey(key.project, key.endpoint, key.key);
+    if (!current || failedInVain(current)) throw refusal;
+    return this.known(draft, current);
   }
 
   /** What an idempotency key that is taken leads to. */

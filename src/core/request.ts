@@ -269,6 +269,7 @@ function started(record: RequestRecord, event: { type: "started"; now: number; o
     state: "processing",
     attempt: number,
     owner: event.owner,
+    upstream: laneParts(record.lane).upstream,
     startedAt: record.startedAt ?? event.now,
     updatedAt: event.now,
   };

@@ -148,6 +148,8 @@ export interface Circumstances {
   backoff: Backoff;
   /** How long a plain held call may wait for an upstream that cannot be reached. */
   unreachableAfterMs: number;
+  /** Since when that is so, if it is. */
+  unreachableSince?: number;
 }
 
 /** What follows a reading, for a request in `processing`. */
@@ -198,7 +200,8 @@ function elsewhere(record: RequestRecord, reading: Reading, failure: Failure, at
 function afterNotSent(record: RequestRecord, reading: Reading, failure: Failure, at: Circumstances): Step {
   const step = elsewhere(record, reading, failure, at);
   if (step.kind !== "retry" || step.reason === "next_target" || !record.terms.held) return step;
-  const since = record.unreachableSince ?? at.now;
+  const noticedAt = Math.min(record.unreachableSince ?? at.now, at.unreachableSince ?? at.now);
+  const since = Math.max(noticedAt, record.deadlineAt - record.terms.deadlineMs);
   // Where the lane opens too late, the scheduler ends it while it waits: until then another probe may get through.
   if (at.now - since < at.unreachableAfterMs) return step;
   return { kind: "fail", failure, counted: false, reason: "unreachable" };
@@ -237,13 +240,20 @@ function again(record: RequestRecord, reading: Reading, failure: Failure, at: Ci
   }
   const usable = at.targets.filter(({ lane }) => !excluded.includes(lane)).length || 1;
   const pass = Math.floor((counted - 1) / usable);
-  const backoffAt = at.now + fullJitterMs(at.backoff, pass, at.luck);
+  const backoffAt = at.now + backoffBefore(record.deadlineAt, pass, at);
   const first = nextTarget(at.targets, record, "first", backoffAt) ?? { lane: record.lane, opensAt: 0 };
   const toldAt = first.lane === record.lane ? at.now + (reading.retryAfterMs ?? 0) : 0;
   const dueAt = Math.max(backoffAt, toldAt, first.opensAt);
   if (dueAt >= record.deadlineAt) return { kind: "fail", failure, counted: true, reason: "deadline" };
   const reason = toldAt > backoffAt ? "retry_after" : "backoff";
   return { kind: "retry", dueAt, lane: first.lane, counted: true, reason, excluded };
+}
+
+/** A backoff that would reach beyond the deadline is drawn anew from what is left, unless that is too short for one. */
+function backoffBefore(deadlineAt: number, pass: number, { now, luck, backoff }: Circumstances): number {
+  const ms = fullJitterMs(backoff, pass, luck);
+  const leftMs = deadlineAt - now;
+  return ms < leftMs || leftMs <= backoff.baseMs ? ms : Math.max(1, Math.floor(luck * leftMs));
 }
 
 /**

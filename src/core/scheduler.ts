@@ -162,6 +162,11 @@ export class Scheduler {
     const homeless = groups.filter((group) => !this.lanes.get(group.lane));
     // All counts are known before anybody is moved on top of them.
     for (const group of groups) this.lanes.get(group.lane)?.backlog.know(group);
+    const now = this.world.clock.now();
+    for (const { lane: key, until } of await this.world.store.toldToWait(now)) {
+      const lane = this.lanes.get(key);
+      if (lane) this.lanes.closeUntil(lane, until, now);
+    }
     for (const group of homeless) await this.rerouteGroup(group);
     return groups.reduce((sum, { count }) => sum + count, 0);
   }
@@ -197,7 +202,10 @@ export class Scheduler {
   }
 
   private forget(record: RequestRecord): void {
-    if (!this.claiming.has(record.id)) this.lanes.get(record.lane)?.backlog.remove(record);
+    const lane = this.lanes.get(record.lane);
+    if (!lane || this.claiming.has(record.id)) return;
+    lane.backlog.remove(record);
+    this.lanes.forgetIdle(lane);
   }
 
   private dispatchUpstream(lane: Lane): void {

@@ -25,7 +25,9 @@ export interface UpstreamOptions {
 }
 
 interface Endpoint {
+  /** For recorded calls, whose number the scheduler limits; let-through ones must not take their connections. */
   pool: Pool;
+  openPool: Pool;
   basePath: string;
   headers: HeaderList;
   secrets: string[];
@@ -58,7 +60,8 @@ export function createUpstream(
     forward: (call, abort) => forward(endpoint(call.upstream), call, abort, timeouts.attemptMs),
     models: (name) => listModels(endpoint(name), clock),
     async close() {
-      await Promise.all([...endpoints.values()].map(({ pool }) => pool.destroy()));
+      const pools = [...endpoints.values()].flatMap(({ pool, openPool }) => [pool, openPool]);
+      await Promise.all(pools.map((pool) => pool.destroy()));
     },
   };
 }
@@ -74,17 +77,17 @@ function endpointOf(
   ]);
   const authorization: HeaderList = apiKey ? [["authorization", `Bearer ${apiKey}`]] : [];
   return {
-    // Let-through calls come on top of the recorded ones, whose number the scheduler limits.
-    pool: new Pool(origin, {
-      connections: maxConcurrency * 2,
-      connect: { timeout: connectMs },
-      pipelining: 1,
-    }),
+    pool: new Pool(origin, { connections: maxConcurrency, connect: { timeout: connectMs }, pipelining: 1 }),
+    openPool: new Pool(origin, { connect: { timeout: connectMs }, pipelining: 1 }),
     basePath: pathname.replace(/\/$/, ""),
     headers: [...authorization, ...configured],
-    secrets: [apiKey ?? "", ...Object.values(headers)].filter((secret) => secret.length >= 8),
+    secrets: [apiKey ?? "", ...configured.filter(isSecret).map(([, value]) => value)].filter(
+      (secret) => secret.length >= 8,
+    ),
   };
 }
+
+const isSecret = ([name]: [string, string]): boolean => /auth|key|token|secret|cookie/.test(name);
 
 /** The upstream's own headers take the place of the caller's. */
 function headersFor(endpoint: Endpoint, headers: HeaderList): string[] {
@@ -224,7 +227,7 @@ async function forward(
   if (abort.aborted) stop.abort();
   let started = false;
   try {
-    const answer = await endpoint.pool.request({
+    const answer = await endpoint.openPool.request({
       method: method as "POST",
       path: endpoint.basePath + path,
       headers: headersFor(endpoint, headers),

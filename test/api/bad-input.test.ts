@@ -1,5 +1,6 @@
 import { Agent, request } from "undici";
 import { afterAll, beforeAll, beforeEach, describe, expect, it } from "vitest";
+import { errorSchema } from "../../src/contract.ts";
 import { hello, type Outlast, startOutlast } from "../support/outlast.ts";
 import { errorOf, openSocket, parseReply, rawCall, talk } from "./wire.ts";
 
@@ -297,6 +298,19 @@ describe("a connection that misbehaves", () => {
     const reply = await talk(outlast.url, bytes);
     expect(reply.status).toBe(status);
     await expectUntouched();
+  });
+
+  it.each([
+    ["hello\r\n\r\n", 400, "This is not a valid HTTP request."],
+    [
+      `GET / HTTP/1.1\r\nHost: localhost\r\nX: ${"x".repeat(20_000)}\r\n\r\n`,
+      431,
+      "The headers are too long.",
+    ],
+  ])("and is told so in the shape of every other error", async (bytes, status, message) => {
+    const reply = await talk(outlast.url, bytes);
+    expect(reply.status).toBe(status);
+    expect(errorSchema.parse(JSON.parse(reply.body)).error.message).toBe(message);
   });
 
   it.each(["OPTIONS *", "GET v1/models", "GET http://", "GET http://[::1/v1/models", "GET /v1/a\\b"])(

@@ -200,6 +200,13 @@ describe("what reaches the upstream", () => {
     expect(new Set(fake.seen.map((call) => call.url))).toEqual(new Set(["/v1/chat/completions"]));
   });
 
+  it("is recorded all the same where the path has a slash at its end", async () => {
+    const response = await outlast.post("/v1/chat/completions/?a=1", hello);
+    expect(response.status).toBe(200);
+    expect(response.headers.get("outlast-request-id")).toMatch(/^req_/);
+    expect(outlast.fake.seen[0]!.url).toBe("/v1/chat/completions?a=1");
+  });
+
   it("has the query as it was sent", async () => {
     const { fake, post } = outlast;
     await post("/v1/chat/completions?api-version=2024-10-21&x=%20a+b&x=2&empty", hello);

@@ -585,7 +585,45 @@ describe("with the SDK", () => {
   });
 });
 
+describe("a key that is known", () => {
+  it("is replayed also where no new work is accepted", async () => {
+    const { dir, fake } = await start();
+    const first = await seen(await post());
+    await outlast.stop();
+    outlast = await start({ dir, upstreams: { fake }, env: { OUTLAST_STORE_MIN_FREE_DISK: "1000000GB" } });
+    expect((await post(hello, { "idempotency-key": "new" })).status).toBe(503);
+    expect(await seen(await post())).toEqual({ ...first, replayed: "true" });
+  });
+
+  it("is replayed also where its model is served no more", async () => {
+    const { dir, fake } = await start();
+    const first = await seen(await post());
+    await outlast.stop();
+    outlast = await start({ dir, upstreams: { fake }, upstreamToml: 'models = ["another"]' });
+    expect((await post(hello, { "idempotency-key": "new" })).status).toBe(404);
+    expect(await seen(await post())).toEqual({ ...first, replayed: "true" });
+  });
+});
+
 describe("callers who share a request", () => {
+  it("do not cancel it for one who was told to come back", async () => {
+    const clock = new WatchedClock();
+    const { url, fake, ear } = await start({ clock });
+    const held = gate();
+    fake.script(held.step);
+    const cancelling = { ...hello, outlast: { on_disconnect: "cancel" } };
+    const { id } = (await (await post({ ...cancelling, wait: false })).json()) as { id: string };
+    const joiner = await openSocket(url);
+    const headers = { ...key, "Content-Type": "application/json" };
+    joiner.write(rawCall("POST /v1/chat/completions", headers, JSON.stringify(cancelling)));
+    await clock.armed(280_000, 1);
+    joiner.destroy();
+    await outlast.fetch("/healthz");
+    held.release();
+    expect((await ear.event("ended")).state).toBe("completed");
+    expect((await record(id)).status).toBe("completed");
+  });
+
   it("do not lose it because one of them hangs up", async () => {
     const clock = new WatchedClock();
     const { url, fake, ear } = await start({ clock });

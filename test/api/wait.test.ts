@@ -55,6 +55,8 @@ describe("a plain call", () => {
     const response = await calling;
     expect(response.status).toBe(504);
     expect(response.headers.get("x-should-retry")).toBe("true");
+    expect(response.headers.get("outlast-attempts")).toBe("1");
+    expect(response.headers.get("outlast-upstream")).toBe("fake");
     const id = response.headers.get("outlast-request-id");
     const error = await errorOf(response);
     expect(error).toMatchObject({ code: "still_running", type: "timeout_error", param: null });
@@ -106,13 +108,13 @@ describe("a call that asks to wait", () => {
     ["wait: 0.25", { wait: 0.25 }, {}, 250, null],
     ["Prefer: wait=7", {}, { prefer: "wait=7" }, 7000, "wait=7"],
     ['Prefer: wait="7"', {}, { prefer: 'Wait="7"' }, 7000, "wait=7"],
-    ["Prefer: respond-async, wait=7", {}, { prefer: "respond-async, wait=7" }, 7000, "wait=7"],
+    ["Prefer: respond-async, wait=7", {}, { prefer: "respond-async, wait=7" }, 7000, "respond-async, wait=7"],
     [
       "Prefer: wait=7; respond-async",
       {},
       { prefer: "handling=lenient, wait=7; respond-async" },
       7000,
-      "wait=7",
+      "respond-async, wait=7",
     ],
     ["wait: 9 against Prefer: wait=7", { wait: 9 }, { prefer: "wait=7" }, 9000, null],
     ["wait: 9 against Prefer: respond-async", { wait: 9 }, { prefer: "respond-async" }, 9000, null],
@@ -193,7 +195,7 @@ describe("a call that does not wait", () => {
     ["wait: false", { wait: false }, {}, null],
     ["wait: 0", { wait: 0 }, {}, null],
     ["Prefer: respond-async", {}, { prefer: "respond-async" }, "respond-async"],
-    ["Prefer: wait=0", {}, { prefer: "wait=0" }, "respond-async"],
+    ["Prefer: wait=0", {}, { prefer: "wait=0" }, "wait=0"],
     ["wait: false against Prefer: wait=7", { wait: false }, { prefer: "wait=7" }, null],
   ];
 

@@ -287,7 +287,7 @@ describe("what follows", () => {
       counted: false,
       reason: "upstream_closed",
     });
-    const since = { unreachableSince: now - 30_000 };
+    const since = { unreachableSince: now - 30_000, deadlineAt: now + 570_000 };
     expect(step(refused, since, { targets })).toMatchObject({
       kind: "fail",
       counted: false,

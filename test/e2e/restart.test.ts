@@ -89,7 +89,7 @@ describe("after a stop and a start on the same directory", () => {
     const before = await first({ clock });
     before.fake.script(fail(500), fail(429, {}, { "retry-after": "60" }));
     const retrying = await submit(before, {}, says("retrying"));
-    const { retryAt } = await before.ear.event("attempt_ended");
+    await before.ear.event("attempt_ended");
     const throttled = await submit(before, {}, says("throttled"));
     await before.ear.event("gate_closed");
     const queued = await submit(before, {}, says("queued"));
@@ -100,11 +100,11 @@ describe("after a stop and a start on the same directory", () => {
 
     const after = await again(before, { clock });
     expect(after.ear.all("recovered")).toEqual([{ event: "recovered", interrupted: 0, waiting: 4 }]);
-    await ended(after, queued);
-    clock.advance(retryAt! - clock.now());
-    await ended(after, retrying);
-    clock.advance(60_000);
-    await ended(after, throttled);
+    // Their lane was told to wait, and a restart does not make that undone.
+    clock.advance(59_999);
+    expect(after.fake.seen).toHaveLength(2);
+    clock.advance(1);
+    await Promise.all([queued, retrying, throttled].map((id) => ended(after, id)));
     expect(after.fake.seen.map(textOf)).not.toContain("delayed");
     clock.advance(3_540_000);
     await ended(after, delayed);
@@ -112,7 +112,7 @@ describe("after a stop and a start on the same directory", () => {
     expect(records.map(({ status }) => status)).toEqual(Array(4).fill("completed"));
     expect(records.map(({ duplicate_possible }) => duplicate_possible)).toEqual(Array(4).fill(false));
     const texts = ["retrying", "throttled", "queued", "retrying", "throttled", "delayed"];
-    expect(after.fake.seen.map(textOf)).toEqual(texts);
+    expect(after.fake.seen.map(textOf).sort()).toEqual(texts.sort());
   });
 
   test("what was told to wait is not called earlier for it", async () => {

@@ -230,13 +230,16 @@ describe("the deadline", () => {
     const id = await submit(outlast, { deadline: "3s" });
     await attemptEnded(outlast, id, 1);
     clock.advance(1000);
+    await attemptEnded(outlast, id, 2);
+    // The next backoff would be 2 s, just to the deadline: it is drawn from what is left.
+    clock.advance(1999);
     await ended(outlast, id);
     expect(await recordOf(outlast, id)).toMatchObject({
       status: "failed",
-      attempts: 2,
+      attempts: 3,
       error: { message: "their trouble", status: 500 },
     });
-    expect((await attemptsOf(outlast, id))[1]).toMatchObject({ reason: "deadline" });
+    expect((await attemptsOf(outlast, id))[2]).toMatchObject({ reason: "deadline" });
   });
 
   test("counts from run_at", async () => {

@@ -53,6 +53,13 @@ function trouble(draw: number): Fate {
   return "silence";
 }
 
+/** Half have a day; half have until some minutes after the trouble, if it is still to come. */
+function deadlineMs(sim: Sim): number {
+  const draw = sim.luck();
+  const leftMs = start + 19 * minuteMs + Math.floor(draw * 6 * minuteMs) - sim.clock.now();
+  return draw < 0.5 || leftMs < 5 * minuteMs ? 86_400_000 : leftMs;
+}
+
 const waiting = (sim: Sim): number => sim.memory.engine.groups().reduce((sum, { count }) => sum + count, 0);
 
 async function submit(sim: Sim): Promise<void> {
@@ -64,7 +71,7 @@ async function submit(sim: Sim): Promise<void> {
     content: { head: { method: "POST", path: "/chat/completions", headers: [] }, body },
     terms: {
       maxAttempts: 25,
-      deadlineMs: 86_400_000,
+      deadlineMs: deadlineMs(sim),
       onUnknown: "retry",
       onDisconnect: "continue",
       held: false,

@@ -183,6 +183,7 @@ export class Sim {
       groups: read(store.groups),
       heads: read(store.heads),
       expiring: read(store.expiring),
+      toldToWait: read(store.toldToWait),
       interrupted: read(store.interrupted),
     };
     return this.plant.store?.(faulty) ?? faulty;

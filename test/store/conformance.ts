@@ -779,6 +779,32 @@ export function storeConformance(name: string, open: () => Promise<Opened>): voi
         expect(await store.expiring({ lane: "fake/c", limit: 10 })).toEqual([]);
       });
 
+      test("say until when their lane was told to wait", async () => {
+        const [first, later] = [
+          await accepted(aRequest({ lane: "fake/told" }), starts(owner), isThrottled()),
+          await accepted(
+            aRequest({ lane: "fake/told" }),
+            starts(owner),
+            retries(),
+            starts(owner),
+            isThrottled(),
+          ),
+        ];
+        await accept(aRequest({ lane: "fake/told", dueAt: start + 99_999 }));
+        await accepted(aRequest({ lane: "fake/error" }), starts(owner), retries());
+        await accepted(
+          aRequest({ lane: "fake/past" }),
+          starts(owner),
+          isThrottled(),
+          starts(owner),
+          retries(),
+        );
+        await accepted(aRequest({ lane: "fake/over" }), starts(owner), isThrottled(), isCancelled());
+        expect(later.dueAt).toBeGreaterThan(first.dueAt);
+        expect(await store.toldToWait(start)).toEqual([{ lane: "fake/told", until: later.dueAt }]);
+        expect(await store.toldToWait(later.dueAt)).toEqual([]);
+      });
+
       test("are the only ones that expire", async () => {
         await bystanders();
         const retrying = await accepted(aRequest(), starts(owner), retries());

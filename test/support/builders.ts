@@ -178,7 +178,7 @@ export const retries = (result: Partial<AttemptResult> = {}, dueInMs = 500): Mov
       dueAt: later(record) + dueInMs,
       lane: record.lane,
       counted: result.verdict !== "throttled",
-      reason: "backoff",
+      reason: result.verdict === "throttled" ? "retry_after" : "backoff",
       excluded: record.excluded,
     },
   }));

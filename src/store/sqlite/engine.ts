@@ -25,6 +25,7 @@ export type Reads = Pick<
   | "groups"
   | "heads"
   | "expiring"
+  | "toldToWait"
   | "interrupted"
 >;
 
@@ -236,6 +237,12 @@ export class Engine {
     const sql = `SELECT * FROM requests INDEXED BY ${index}
       WHERE ${isReady} ${inLane} ORDER BY deadline_at LIMIT ?`;
     return lane === undefined ? this.many(sql, limit) : this.many(sql, lane, limit);
+  }
+
+  toldToWait(now: number): { lane: string; until: number }[] {
+    const sql = `SELECT lane, max(due_at) AS until FROM requests WHERE ${isReady} AND due_at > ? AND EXISTS (SELECT 1 FROM attempts
+        WHERE request_seq = seq AND number = attempt AND reason = 'retry_after') GROUP BY lane`;
+    return this.statement(sql).all(now) as { lane: string; until: number }[];
   }
 
   interrupted(owner: Owner, limit: number): RequestRecord[] {

@@ -34,6 +34,7 @@ export function openMemory(engine = new Engine(":memory:", { readonly: false }))
     groups: read("groups"),
     heads: read("heads"),
     expiring: read("expiring"),
+    toldToWait: read("toldToWait"),
     interrupted: read("interrupted"),
     watch: (id, onEnded) => watchers.watch(id, onEnded),
     hasSpace: () => true,

@@ -91,6 +91,7 @@ export class SqliteStore implements Store {
   groups: Store["groups"] = () => this.read("groups");
   heads: Store["heads"] = (group, limit) => this.read("heads", group, limit);
   expiring: Store["expiring"] = (query) => this.read("expiring", query);
+  toldToWait: Store["toldToWait"] = (now) => this.read("toldToWait", now);
   interrupted: Store["interrupted"] = (owner, limit) => this.read("interrupted", owner, limit);
   watch: Store["watch"] = (id, onEnded) => this.watchers.watch(id, onEnded);
 
