@@ -17,7 +17,6 @@ import { didYouMean } from "./config/suggestion.ts";
 import { formatDuration } from "./core/duration.ts";
 
 export { ConfigError } from "./config/source.ts";
-export { parseDuration } from "./core/duration.ts";
 
 /** Everything that can be set, checked and complete. Deeply frozen; config.example.toml says what each value is for. */
 export interface Config {

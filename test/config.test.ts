@@ -8,15 +8,8 @@ import { schemaKeys } from "../src/config/schema.ts";
 import { formatSize, parseSize } from "../src/config/size.ts";
 import { variableName } from "../src/config/source.ts";
 import { nearest } from "../src/config/suggestion.ts";
-import {
-  type Config,
-  ConfigError,
-  describeConfig,
-  environment,
-  loadConfig,
-  parseDuration,
-} from "../src/config.ts";
-import { formatDuration } from "../src/core/duration.ts";
+import { type Config, ConfigError, describeConfig, environment, loadConfig } from "../src/config.ts";
+import { formatDuration, parseDuration } from "../src/core/duration.ts";
 
 const examplePath = new URL("../config.example.toml", import.meta.url).pathname;
 const startDirectory = process.cwd();

@@ -80,12 +80,6 @@ export function replaceMember(text: string, name: string, jsonValue: string): st
   return from === 0 ? text : replaced + text.slice(from);
 }
 
-/** The raw value of the top-level member `name`; of several the last one, as JSON.parse has it. */
-export function rawMember(text: string, name: string): string | undefined {
-  const last = members(text)?.findLast((member) => member.key === name);
-  return last === undefined ? undefined : text.slice(last.valueStart, last.valueEnd);
-}
-
 /**
  * A form in which two JSON texts are equal exactly if they differ in nothing but insignificant white space,
  * the order of object members, and the spelling of keys ("\u0061" is the key "a"). Number and string values
