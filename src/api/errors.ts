@@ -1,4 +1,7 @@
-/** Codes of our own errors, and the HTTP status and OpenAI type that go with each. The only such table. */
+/**
+ * Codes of our refusals, and the HTTP status and OpenAI type that go with each. Failures that end a request
+ * bring theirs, because they are recorded with it: see `failures` in core/errors.ts.
+ */
 
 import type { ErrorObject } from "../contract.ts";
 import type { AppError, ErrorCode } from "../core/errors.ts";
@@ -34,12 +37,6 @@ const table: Record<ErrorCode, [status: number, type: string]> = {
   shutting_down: [503, "service_unavailable_error"],
   storage_full: [503, "service_unavailable_error"],
   storage_failed: [503, "service_unavailable_error"],
-  deadline_exceeded: [504, "timeout_error"],
-  upstream_unreachable: [502, "api_connection_error"],
-  upstream_timeout: [504, "timeout_error"],
-  upstream_connection_lost: [502, "api_connection_error"],
-  upstream_outcome_unknown: [502, "api_connection_error"],
-  upstream_bad_answer: [502, "api_error"],
   internal_error: [500, server],
 };
 

@@ -2,6 +2,7 @@ import { isIPv6 } from "node:net";
 import { z } from "zod";
 import { formatDuration, parseDuration } from "../core/duration.ts";
 import { probePatienceMs } from "../core/gate.ts";
+import { perConnection } from "../core/headers.ts";
 import { parseSize } from "./size.ts";
 
 /*
@@ -161,7 +162,7 @@ const upstream = table({
   max_concurrency: wholeNumber(1, 100_000).prefault(256),
   headers: named(
     "a header's name, but not one that belongs to the connection",
-    /^(?!(connection|keep-alive|proxy-connection|te|trailer|transfer-encoding|upgrade|content-length|host|expect)$)[!#$%&'*+.^_`|~0-9a-z-]+$/i,
+    new RegExp(`^(?!(${[...perConnection].join("|")})$)[!#$%&'*+.^_\`|~0-9a-z-]+$`, "i"),
     secret("a header's value: text on one line", /^[\t\x20-\x7e\x80-\xff]*$/),
   ).prefault({}),
 });

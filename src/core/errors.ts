@@ -28,12 +28,6 @@ export type ErrorCode =
   | "shutting_down"
   | "storage_full"
   | "storage_failed"
-  | "deadline_exceeded"
-  | "upstream_unreachable"
-  | "upstream_timeout"
-  | "upstream_connection_lost"
-  | "upstream_outcome_unknown"
-  | "upstream_bad_answer"
   | "internal_error";
 
 /** A refusal with a code of ours. `param` names the field at fault; the message says what is allowed. */

@@ -2,12 +2,10 @@
 
 export type HeaderList = [string, string][];
 
-/** RFC 9110 §7.6.1, and what is computed anew for each connection. */
-const hopByHop = new Set([
+/** What belongs to one connection, or is computed anew for each message. */
+export const perConnection: ReadonlySet<string> = new Set([
   "connection",
   "keep-alive",
-  "proxy-authenticate",
-  "proxy-authorization",
   "proxy-connection",
   "te",
   "trailer",
@@ -17,6 +15,9 @@ const hopByHop = new Set([
   "host",
   "expect",
 ]);
+
+/** RFC 9110 §7.6.1. */
+const hopByHop = new Set([...perConnection, "proxy-authenticate", "proxy-authorization"]);
 
 /** The caller's credentials, our own fields, and what tells where the caller sits. */
 const keptBack = new Set([

@@ -315,7 +315,9 @@ export class Queue {
   private async knownOr(refusal: unknown, draft: Draft): Promise<Submission> {
     const key = keyOf(draft);
     if (!key || !(refusal instanceof AppError) || refusal.requestId !== undefined) throw refusal;
-    const current = await this.world.store.byKey(key.project, key.endpoint, key.key);
+    const known = this.world.store.byKey(key.project, key.endpoint, key.key);
+    // Where the store cannot even be read, the refusal says more than that.
+    const current = await known.catch(() => undefined);
     if (!current || failedInVain(current)) throw refusal;
     return this.known(draft, current);
   }
