@@ -1,0 +1,90 @@
+/** The servers that both benchmarks start. Each is told where to write (`dir`) and gives back a target for the load. */
+
+import { mkdirSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { setTimeout as pause } from "node:timers/promises";
+import { start } from "./children.mjs";
+import { chatBody } from "./load.mjs";
+
+const servers = join(import.meta.dirname, "../servers");
+
+/** Not secret: the fake upstream takes everything. */
+export const callHeaders = { "content-type": "application/json", authorization: "Bearer bench-key" };
+
+const listening = (log) => /listens on (http:\S+)/i.exec(log)?.[1];
+
+/** One of `servers/`, run by `node` and told more by `args`. */
+export async function startOwn(name, { dir, args = [], command = process.execPath }) {
+  const file = join(servers, `${name}.mjs`);
+  return start({ name, dir, command, args: [file, ...args], ready: listening });
+}
+
+/** @param delayMs how long each answer takes */
+export async function startUpstream(dir, delayMs) {
+  const server = await startOwn("upstream", { dir, args: ["--delay", String(delayMs)] });
+  const answered = async () => Number(await (await fetch(server.found)).text());
+  return { ...server, url: server.found, answered };
+}
+
+/**
+ * Outlast as it is installed, with its defaults (`synchronous=FULL`, a line of log per request) and one upstream.
+ *
+ * @param product the built main.js, and flags for Node
+ * @param wait false: each call is answered with 202 and an id
+ * @param workers how many calls of the upstream may run at once; the default is Outlast's own
+ */
+export async function startOutlast({
+  dir: parent,
+  product,
+  upstream,
+  bodyBytes,
+  name = "outlast",
+  wait,
+  workers,
+}) {
+  const dir = join(parent, name);
+  mkdirSync(dir);
+  const config = ["[upstreams.bench]", `base_url = "${upstream}/v1"`, 'api_key = "bench-key-of-upstream"'];
+  if (workers !== undefined) config.push(`max_concurrency = ${workers}`);
+  writeFileSync(join(dir, "outlast.toml"), config.join("\n"));
+  const args = [...product.flags, product.main, "serve", "--port", "0"];
+  const server = await start({ name, dir, command: process.execPath, args, ready: listening });
+  return {
+    ...server,
+    dir,
+    url: `${server.found}/v1/chat/completions`,
+    headers: callHeaders,
+    body: chatBody(bodyBytes, wait === false ? { wait } : {}),
+    status: wait === false ? 202 : 200,
+    drained: wait === false ? () => drained(() => outlastIsIdle(server.found)) : undefined,
+    check: () => nothingFailed(server.found),
+  };
+}
+
+const listOf = async (url, status) =>
+  (await (await fetch(`${url}/v1/requests?limit=1&status=${status}`)).json()).data.length;
+
+async function outlastIsIdle(url) {
+  for (const status of ["queued", "processing", "retrying"]) {
+    if ((await listOf(url, status)) > 0) return false;
+  }
+  return true;
+}
+
+async function nothingFailed(url) {
+  for (const status of ["failed", "cancelled"]) {
+    if ((await listOf(url, status)) > 0) throw new Error(`Outlast has ${status} requests.`);
+  }
+  if ((await listOf(url, "completed")) === 0) throw new Error("Outlast has no completed request.");
+}
+
+const drainLimitMs = 300_000;
+
+/** Waits until `isIdle` says so; looks rarely, because looking costs the server, too. */
+export async function drained(isIdle) {
+  const giveUpAt = performance.now() + drainLimitMs;
+  while (!(await isIdle())) {
+    if (performance.now() > giveUpAt) throw new Error("The accepted work did not end in time.");
+    await pause(50);
+  }
+}
