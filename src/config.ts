@@ -29,7 +29,12 @@ export interface Config {
   allowedHosts: string[];
   maxBodyBytes: number;
   holdTimeoutMs: number;
+  /** How long the request of a caller who went away can be adopted; 0 = not at all. */
+  adoptWindowMs: number;
+  /** How long a failure in vain is echoed; 0 = not at all. */
+  failureEchoMs: number;
   drainTimeoutMs: number;
+  drainDelayMs: number;
   keepAliveTimeoutMs: number;
   passthrough: "inference" | "all" | "off";
   store: {
@@ -62,6 +67,7 @@ export interface Config {
     laneBackoffMaxMs: number;
     unreachableAfterMs: number;
   };
+  limits: { maxQueued: number; maxHeld: number; maxBodyMemoryBytes: number };
   timeouts: { connectMs: number; attemptMs: number };
   log: { level: "fatal" | "error" | "warn" | "info" | "debug" | "silent" };
   apiKeys: ApiKeyConfig[];
@@ -160,7 +166,7 @@ function validSections(draft: Draft): Partial<ConfigFile> {
 }
 
 function checkRules(draft: Draft, file: Partial<ConfigFile>): void {
-  const { host, api_keys: apiKeys, retry, routes } = file;
+  const { host, api_keys: apiKeys, retry, routes, limits, max_body_size: maxBodySize } = file;
   if (host !== undefined && apiKeys?.length === 0 && !isLoopback(host)) {
     const why = "listening beyond this machine needs an API key, or anyone could spend your providers' money";
     const what = "set OUTLAST_API_KEYS or [[api_keys]], or listen on 127.0.0.1";
@@ -177,6 +183,10 @@ function checkRules(draft: Draft, file: Partial<ConfigFile>): void {
       const least = `retry.${kind}_base, which is ${formatDuration(retry[`${kind}_base`])}`;
       report(draft, ["retry", `${kind}_max`], `must be at least ${least}`, { hidden: true });
     }
+  }
+  if (maxBodySize !== undefined && (limits?.max_body_memory ?? maxBodySize) < maxBodySize) {
+    const least = `max_body_size, which is ${formatSize(maxBodySize)}`;
+    report(draft, ["limits", "max_body_memory"], `must be at least ${least}`, { hidden: true });
   }
   checkNames(draft, routes ?? {});
 }
@@ -218,7 +228,10 @@ function build(file: ConfigFile, draft: Draft): Config {
     allowedHosts: file.allowed_hosts,
     maxBodyBytes: file.max_body_size,
     holdTimeoutMs: file.hold_timeout,
+    adoptWindowMs: file.adopt_window,
+    failureEchoMs: file.failure_echo,
     drainTimeoutMs: file.drain_timeout,
+    drainDelayMs: file.drain_delay,
     keepAliveTimeoutMs: file.keep_alive_timeout,
     passthrough: file.passthrough,
     store: {
@@ -234,7 +247,10 @@ function build(file: ConfigFile, draft: Draft): Config {
   };
 }
 
-function buildPolicies({ defaults, retry, timeouts }: ConfigFile) {
+/** Unless told otherwise. */
+const bodyMemoryBytes = 256 * 1024 * 1024;
+
+function buildPolicies({ defaults, retry, limits, timeouts, max_body_size: largestBodyBytes }: ConfigFile) {
   return {
     defaults: {
       wait: defaults.wait,
@@ -255,6 +271,11 @@ function buildPolicies({ defaults, retry, timeouts }: ConfigFile) {
       laneBackoffBaseMs: retry.lane_backoff_base,
       laneBackoffMaxMs: retry.lane_backoff_max,
       unreachableAfterMs: retry.unreachable_after,
+    },
+    limits: {
+      maxQueued: limits.max_queued,
+      maxHeld: limits.max_held,
+      maxBodyMemoryBytes: limits.max_body_memory ?? Math.max(bodyMemoryBytes, largestBodyBytes),
     },
     timeouts: { connectMs: timeouts.connect, attemptMs: timeouts.attempt },
   };
@@ -281,7 +302,10 @@ function scalarsAsWritten(config: Config) {
     allowed_hosts: config.allowedHosts,
     max_body_size: formatSize(config.maxBodyBytes),
     hold_timeout: formatDuration(config.holdTimeoutMs),
+    adopt_window: formatDuration(config.adoptWindowMs),
+    failure_echo: formatDuration(config.failureEchoMs),
     drain_timeout: formatDuration(config.drainTimeoutMs),
+    drain_delay: formatDuration(config.drainDelayMs),
     keep_alive_timeout: formatDuration(config.keepAliveTimeoutMs),
     passthrough: config.passthrough,
     store: { url: store.url, min_free_disk: formatSize(store.minFreeDiskBytes) },
@@ -291,7 +315,7 @@ function scalarsAsWritten(config: Config) {
   };
 }
 
-function policiesAsWritten({ defaults, retry }: Config) {
+function policiesAsWritten({ defaults, retry, limits }: Config) {
   return {
     defaults: {
       wait: defaults.wait,
@@ -312,6 +336,11 @@ function policiesAsWritten({ defaults, retry }: Config) {
       lane_backoff_base: formatDuration(retry.laneBackoffBaseMs),
       lane_backoff_max: formatDuration(retry.laneBackoffMaxMs),
       unreachable_after: formatDuration(retry.unreachableAfterMs),
+    },
+    limits: {
+      max_queued: limits.maxQueued,
+      max_held: limits.maxHeld,
+      max_body_memory: formatSize(limits.maxBodyMemoryBytes),
     },
   };
 }

@@ -1,12 +1,12 @@
 /** Builds the World from the configuration, and starts and stops everything in order. Start reading here. */
 
 import type { ApiOptions } from "./api/context.ts";
+import { Deliveries } from "./api/delivery.ts";
 import { createGuard } from "./api/guard.ts";
 import { createHttpServer } from "./api/http-server.ts";
 import type { Config, UpstreamConfig } from "./config.ts";
 import type { Clock, Observer, Random, World } from "./core/ports.ts";
-import { Queue } from "./core/queue.ts";
-import type { SchedulerSettings } from "./core/scheduler.ts";
+import { Queue, type QueueSettings } from "./core/queue.ts";
 import { startDemo } from "./demo.ts";
 import { createUpstream } from "./outbound/upstream.ts";
 import { SqliteStore } from "./store/sqlite/store.ts";
@@ -30,6 +30,9 @@ export interface Parts {
 /** What is left of the drain goes to calls that are let through; last replies have at least this long to be written. */
 const lastRepliesMs = 1000;
 
+/** How long refusals are kept back before the listening ends, and how long connections are kept after it. */
+const longestQuietMs = 100;
+
 /** Name of this node in leases. One process owns the file, so one name is enough. */
 const node = "local";
 
@@ -51,7 +54,7 @@ export async function startServer(config: Config, { clock, random, observer }: P
   const upstreams = demo ? [demoUpstream(demo)] : config.upstreams;
   const upstream = createUpstream(upstreams, config.timeouts, clock);
   const world: World = { clock, random, store, upstream, observer };
-  const settings = schedulerSettings(config, upstreams, store.epoch);
+  const settings = queueSettings(config, upstreams, store.epoch);
   const queue = new Queue(world, settings);
   // What a crash left behind is dealt with before the first caller, and nothing is called before we can listen.
   await queue.recover();
@@ -61,7 +64,13 @@ export async function startServer(config: Config, { clock, random, observer }: P
   queue.begin();
   const stop = async () => {
     const cutAt = clock.now() + config.drainTimeoutMs;
-    await queue.stop(config.drainTimeoutMs);
+    const quietMs = Math.min(config.drainDelayMs, longestQuietMs);
+    await Promise.all([queue.stop(config.drainTimeoutMs), delay(config.drainDelayMs - quietMs, clock)]);
+    server.beQuiet();
+    await delay(quietMs, clock);
+    await server.stopListening();
+    // Whoever was connected at the last moment has not asked yet.
+    await delay(quietMs, clock);
     await server.close(Math.max(lastRepliesMs, cutAt - clock.now()));
     await upstream.close();
     await store.close();
@@ -70,11 +79,18 @@ export async function startServer(config: Config, { clock, random, observer }: P
   return { url, upstreams, failed, stop };
 }
 
+async function delay(ms: number, clock: Clock): Promise<void> {
+  if (ms === 0) return;
+  await new Promise<void>((resolve) => {
+    clock.timer(ms, resolve);
+  });
+}
+
 function demoUpstream({ baseUrl, models }: { baseUrl: string; models: string[] }): UpstreamConfig {
   return { name: "demo", baseUrl, models, maxConcurrency: 256, headers: {}, origin: "demo" };
 }
 
-function schedulerSettings(config: Config, upstreams: UpstreamConfig[], epoch: number): SchedulerSettings {
+function queueSettings(config: Config, upstreams: UpstreamConfig[], epoch: number): QueueSettings {
   const { retry, timeouts, routes } = config;
   return {
     owner: { node, epoch },
@@ -85,14 +101,18 @@ function schedulerSettings(config: Config, upstreams: UpstreamConfig[], epoch: n
     laneBackoff: { baseMs: retry.laneBackoffBaseMs, maxMs: retry.laneBackoffMaxMs },
     unreachableAfterMs: retry.unreachableAfterMs,
     attemptMs: timeouts.attemptMs,
+    adoptWindowMs: config.adoptWindowMs,
+    failureEchoMs: config.failureEchoMs,
+    limits: config.limits,
   };
 }
 
-function apiOptions(config: Config, world: World, queue: Queue, { table }: SchedulerSettings): ApiOptions {
+function apiOptions(config: Config, world: World, queue: Queue, { table }: QueueSettings): ApiOptions {
   const { apiKeys, allowedHosts, defaults, holdTimeoutMs, maxBodyBytes, passthrough } = config;
   const projects = new Set(apiKeys.map(({ project }) => project));
   return {
     queue,
+    deliveries: new Deliveries(world.clock),
     upstream: world.upstream,
     clock: world.clock,
     observer: world.observer,

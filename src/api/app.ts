@@ -3,8 +3,10 @@
 import type { IncomingMessage, ServerResponse } from "node:http";
 import { RESPONSE_ALREADY_SENT } from "@hono/node-server/utils/response";
 import { type Context, Hono } from "hono";
+import type { Place } from "../core/admission.ts";
 import { AppError, faultText } from "../core/errors.ts";
 import { getCompletion, postCompletion } from "./completions.ts";
+import type { Connections } from "./connections.ts";
 import type { ApiOptions, Call, Handler } from "./context.ts";
 import { errorReply, jsonReply } from "./errors.ts";
 import { createModels } from "./models.ts";
@@ -18,11 +20,20 @@ type AppContext = Context<{ Bindings: Bindings }>;
 /** What is only let through but takes nothing but JSON. */
 const jsonPaths = ["completions", "embeddings", "responses", "moderations", "messages", "rerank"];
 
-export function createApp(options: ApiOptions): Hono<{ Bindings: Bindings }> {
+export function createApp(options: ApiOptions, connections: Connections): Hono<{ Bindings: Bindings }> {
   const app = new Hono<{ Bindings: Bindings }>();
   const models = createModels();
-  const v1 = (handler: Handler) => (c: AppContext) => answer(c, options, handler);
-  const open = (reply: () => Reply) => (c: AppContext) => finish(c, options, reply());
+  const finish = (c: AppContext, reply: Reply) => {
+    const { outgoing } = c.env;
+    // A connection is not closed before the calls that came behind this one have their replies.
+    send(outgoing, reply, options.queue.isStopping && connections.isNewest(outgoing), options.clock);
+    return RESPONSE_ALREADY_SENT;
+  };
+  const v1 = (handler: Handler) => async (c: AppContext) => {
+    const reply = await answer(c, options, connections, handler);
+    return reply ? finish(c, reply) : RESPONSE_ALREADY_SENT;
+  };
+  const open = (reply: () => Reply) => (c: AppContext) => finish(c, reply());
 
   app.get(
     "/healthz",
@@ -72,27 +83,53 @@ function jsonRoute(handler: Handler): Handler {
   };
 }
 
-async function answer(c: AppContext, options: ApiOptions, handler: Handler): Promise<Response> {
+/** Look-ups that do not wait, and cancellations: they end at once, and help where everything else is too much. */
+const brief = /^\/v1\/(requests|chat\/completions\/)(?!.*[?&]wait=)/;
+
+async function answer(
+  c: AppContext,
+  options: ApiOptions,
+  connections: Connections,
+  handler: Handler,
+): Promise<Reply | undefined> {
   const { incoming, outgoing } = c.env;
+  let place: Place | undefined;
   try {
     const header = headerOf(incoming);
     const caller = options.guard(header);
     const { path, query } = addressOf(incoming);
-    const call: Call = { incoming, outgoing, header, caller, path, query, params: c.req.param() };
+    place = placeFor(c.env, options);
+    const params = c.req.param();
+    const call: Call = { incoming, outgoing, header, caller, place, path, query, params };
     const reply = await handler(call, options);
-    return reply ? finish(c, options, reply) : RESPONSE_ALREADY_SENT;
+    if (reply) place.keep(reply.body.length);
+    return reply;
   } catch (error) {
     // Nothing was thrown but the fact that the caller has gone.
-    if (error === undefined) return RESPONSE_ALREADY_SENT;
-    return finish(c, options, errorReply(asAppError(error, options)));
+    if (error === undefined) return undefined;
+    const refusal = asAppError(error, options);
+    if (refusal.retryAfterMs !== undefined) {
+      place?.leave();
+      incoming.resume();
+      await connections.mayRefuse(incoming.socket, refusal.retryAfterMs);
+    }
+    return errorReply(refusal);
   }
 }
 
-function finish(c: AppContext, { queue }: ApiOptions, reply: Reply): Response {
-  send(c.env.outgoing, reply, queue.isStopping);
-  // What is left of a body that we refused is read and dropped, so that the refusal can be read.
-  c.env.incoming.resume();
-  return RESPONSE_ALREADY_SENT;
+/** A place until the reply is delivered, or the caller has gone. @throws AppError `overloaded` */
+function placeFor({ incoming, outgoing }: Bindings, { queue }: ApiOptions): Place {
+  const place = queue.admission.enter(brief.test(incoming.url ?? ""));
+  const { socket } = incoming;
+  const leave = () => {
+    socket.off("close", leave);
+    place.leave();
+  };
+  outgoing.once("close", leave);
+  // The response is silent where the reply to an earlier call of the same connection is still to come.
+  socket.once("close", leave);
+  if (socket.destroyed) leave();
+  return place;
 }
 
 /** Where a call goes, as the caller wrote it; calls as to a proxy name us by the whole URL. */

@@ -2,28 +2,49 @@
 
 import { isUtf8 } from "node:buffer";
 import { createHash } from "node:crypto";
-import type { IncomingMessage } from "node:http";
 import { AppError } from "../core/errors.ts";
 import type { HeaderList } from "../core/headers.ts";
 import { canonical, cutMembers } from "../core/json-text.ts";
+import type { Call } from "./context.ts";
 import { ourFields } from "./options.ts";
 
-/** @throws AppError `body_too_large`. Rejects with undefined where the caller went away before the end. */
-export function readBody(incoming: IncomingMessage, maxBytes: number): Promise<Buffer> {
+/**
+ * Rejects with undefined where the caller went away before the end.
+ * @throws AppError `body_too_large`, `overloaded`, `shutting_down`
+ */
+export function readBody({ incoming, place }: Call, maxBytes: number): Promise<Buffer> {
   const tooLarge = () =>
     new AppError("body_too_large", `The body is larger than the ${maxBytes} bytes that are allowed.`);
-  if (Number(incoming.headers["content-length"] ?? 0) > maxBytes) return Promise.reject(tooLarge());
+  const announced = Number(incoming.headers["content-length"] ?? 0);
+  const unwanted = announced > maxBytes ? tooLarge() : place.refusalOf(announced);
+  if (unwanted) return Promise.reject(unwanted);
   return new Promise((resolve, reject) => {
-    const chunks: Buffer[] = [];
+    let chunks: Buffer[] = [];
     let size = 0;
-    incoming.on("data", (chunk: Buffer) => {
+    const onData = (chunk: Buffer) => {
       size += chunk.length;
-      if (size <= maxBytes) chunks.push(chunk);
-      else reject(tooLarge());
-    });
-    incoming.on("end", () => resolve(chunks.length === 1 ? chunks[0]! : Buffer.concat(chunks)));
-    incoming.on("close", () => reject(undefined));
-    incoming.on("error", () => reject(undefined));
+      const refusal = size > maxBytes ? tooLarge() : place.take(chunk.length);
+      if (refusal) fail(refusal);
+      else chunks.push(chunk);
+    };
+    const onEnd = () => {
+      settle();
+      resolve(chunks.length === 1 ? chunks[0]! : Buffer.concat(chunks));
+    };
+    const onGone = () => fail(undefined);
+    // The caller may stay for long, and what listens to it stays as long.
+    const settle = () => {
+      incoming.off("data", onData).off("end", onEnd).off("close", onGone).off("error", onGone);
+      stopReceiving();
+    };
+    const fail = (error: AppError | undefined) => {
+      settle();
+      chunks = [];
+      place.drop();
+      reject(error);
+    };
+    const stopReceiving = place.receive(fail);
+    incoming.on("data", onData).on("end", onEnd).on("close", onGone).on("error", onGone);
   });
 }
 
@@ -67,9 +88,18 @@ export function fingerprintOf({ bytes, text }: JsonBody): string {
   return sha256((isUtf8(bytes) && canonical(text, notCompared)) || bytes);
 }
 
-/** Headers that differ between a call and its repetition, or that change nothing about the answer. */
-const volatile =
-  /^(x-stainless-|accept|user-agent$|content-length$|traceparent$|tracestate$|baggage$|x-request-id$)/;
+/**
+ * Headers that differ between a call and its repetition, or that change nothing about the answer: those of
+ * SDKs, of balancers and of tracers.
+ */
+const volatile = new RegExp(
+  [
+    "^x-stainless-|^accept|^user-agent$|^content-length$",
+    "^traceparent$|^tracestate$|^baggage$|^b3$|^x-b3-|^uber-trace-id$|^sentry-trace$|^x-datadog-",
+    "^x-amzn-trace-id$|^x-cloud-trace-context$|^x-request-start$|^x-request-id$|^x-correlation-id$",
+    "^x-client-request-id$|^x-ms-client-request-id$",
+  ].join("|"),
+);
 
 /** SHA-256 (hex) of what makes a keyless call the repetition of another: who, where, how, and every byte. */
 export function callHashOf(call: {

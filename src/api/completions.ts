@@ -9,7 +9,7 @@ import { isTerminal, type RequestRecord } from "../core/request.ts";
 import { callHashOf, fingerprintOf, type JsonBody, parseBody, readBody, withoutOurs } from "./body.ts";
 import { type ApiOptions, type Call, type Handler, headersOf } from "./context.ts";
 import { comeBack, errorReply, failureReply, jsonReply } from "./errors.ts";
-import { waitWithCaller } from "./hang-up.ts";
+import { isGone, waitWithCaller } from "./hang-up.ts";
 import { type Asked, readAsked } from "./options.ts";
 import { passThrough } from "./passthrough.ts";
 import { answerOf, pollUrl, presentAsync, requestHeaders } from "./present.ts";
@@ -19,18 +19,63 @@ import { readWaitMs } from "./requests.ts";
 const endpoint = "chat.completions";
 
 export const postCompletion: Handler = async (call, options) => {
-  const bytes = await readBody(call.incoming, options.maxBodyBytes);
-  const body = parseBody(bytes);
-  checkBody(body.value);
-  const asked = readAsked(body.value, call.header, options.defaults, options.clock.now());
-  if (body.value.stream === true) return passThrough(call, options, withoutOurs(body), body.value);
-  const submission = await options.queue.submit(draftOf(call, body, asked));
+  const { submission, asked, letThrough } = await taken(call, options);
+  if (letThrough) return letThrough();
+  // It is on disk now, and counted with the call that sends it.
+  call.place.drop();
   const applied: HeaderList = asked.preferenceApplied
     ? [["preference-applied", asked.preferenceApplied]]
     : [];
-  const reply = await replyTo(submission, asked, call, options);
+  const reply = await adoptably(submission, call, options, () => replyTo(submission, asked, call, options));
   return reply && { ...reply, headers: [...reply.headers, ...applied] };
 };
+
+type Taken =
+  | { submission: Submission; asked: Asked; letThrough?: undefined }
+  | { submission?: undefined; asked?: undefined; letThrough: () => Promise<Reply | undefined> };
+
+/** Reads a call and submits it. A function of its own, so that nothing keeps the body while the caller waits. */
+async function taken(call: Call, options: ApiOptions): Promise<Taken> {
+  const body = parseBody(await readBody(call, options.maxBodyBytes));
+  checkBody(body.value);
+  const asked = readAsked(body.value, call.header, options.defaults, options.clock.now());
+  if (body.value.stream === true) {
+    return { letThrough: () => passThrough(call, options, withoutOurs(body), body.value) };
+  }
+  return { submission: await options.queue.submit(draftOf(call, body, asked)), asked };
+}
+
+/** What a caller gets. `isFinal`: it ends the matter, and nothing is left to come back for. */
+interface Answer {
+  reply: Reply | undefined;
+  isFinal: boolean;
+}
+
+/**
+ * Keeps account of a keyless request: with a caller who is gone, or was told to come back, it is an orphan,
+ * for the next equal call to adopt; with one who has the answer it never is.
+ */
+async function adoptably(
+  { line, record: { id, callHash } }: Submission,
+  call: Call,
+  { queue: { adoption }, deliveries }: ApiOptions,
+  answer: () => Promise<Answer>,
+): Promise<Reply | undefined> {
+  if (!line || callHash === undefined) return (await answer()).reply;
+  let given: Answer | undefined;
+  try {
+    given = await answer();
+  } finally {
+    if (!given?.isFinal) adoption.orphaned(id, false);
+  }
+  if (given.isFinal) {
+    deliveries.follow(call, (fate) => {
+      if (fate.answered) adoption.answered(id);
+      else adoption.orphaned(id, fate.contentSent);
+    });
+  }
+  return given.reply;
+}
 
 /** @throws AppError naming the field. What is inside is the upstream's to judge. */
 function checkBody(value: Record<string, unknown>): void {
@@ -51,9 +96,15 @@ function checkBody(value: Record<string, unknown>): void {
   }
 }
 
+/** What stays with us and yet makes two calls differ: who calls, and what is asked of us. */
+const toldToUs =
+  /^(outlast-options|api-key|x-api-key|x-goog-api-key|cookie|proxy-authorization|x-forwarded-(user|email))$/;
+
 function draftOf(call: Call, body: JsonBody, asked: Asked): Draft {
   const { project } = call.caller;
-  const headers = toUpstream(headersOf(call), true);
+  const all = headersOf(call);
+  const headers = toUpstream(all, true);
+  const told = [...headers, ...all.filter(([name]) => toldToUs.test(name))];
   const { idempotencyKey, terms, priority, runAt, tags, mode } = asked;
   const repeatable = idempotencyKey === undefined && terms.held && terms.onDisconnect === "continue";
   const authorization = call.header("authorization");
@@ -72,8 +123,9 @@ function draftOf(call: Call, body: JsonBody, asked: Asked): Draft {
     idempotencyKey,
     fingerprint: idempotencyKey === undefined ? undefined : fingerprintOf(body),
     callHash: repeatable
-      ? callHashOf({ project, authorization, path: call.path, headers, body: body.bytes })
+      ? callHashOf({ project, authorization, path: call.path, headers: told, body: body.bytes })
       : undefined,
+    isRetry: /^0*[1-9]\d*$/.test(call.header("x-stainless-retry-count") ?? ""),
     hold: mode.kind !== "async",
   };
 }
@@ -83,32 +135,33 @@ async function replyTo(
   asked: Asked,
   call: Call,
   options: ApiOptions,
-): Promise<Reply | undefined> {
+): Promise<Answer> {
   const { queue } = options;
   const { record, line } = submission;
   const replayed = submission.kind === "replayed";
+  const final = (reply: Reply): Answer => ({ reply, isFinal: true });
+  const forNow = (reply: Reply | undefined): Answer => ({ reply, isFinal: false });
   if (!line) {
-    if (!isTerminal(record.state)) return asyncReply(record, options);
-    return endedReply(await queue.withAnswer(record), replayed);
+    if (!isTerminal(record.state)) return forNow(asyncReply(record, options));
+    const reply = endedReply(await queue.withAnswer(record), replayed);
+    if (submission.kind === "echoed") reply.headers.push(["outlast-echo", "true"]);
+    return final(reply);
   }
   const { mode } = asked;
   const waitMs = mode.kind === "wait" ? mode.ms : options.defaults.holdTimeoutMs;
   const ended = await waitHere(line, waitMs, call, options, submission);
-  if (ended) return endedReply(ended, replayed);
-  if (call.outgoing.destroyed) return undefined;
+  if (ended) return final(endedReply(ended, replayed));
+  if (isGone(call)) return forNow(undefined);
   const current = await queue.get(record.project, record.id);
-  if (isTerminal(current.state)) return endedReply(await queue.withAnswer(current), replayed);
-  if (mode.kind === "wait") return asyncReply(current, options);
+  if (isTerminal(current.state)) return final(endedReply(await queue.withAnswer(current), replayed));
+  if (mode.kind === "wait") return forNow(asyncReply(current, options));
   const refusal = errorReply(notYet(queue, current.id));
-  return { ...refusal, headers: [...refusal.headers, ...requestHeaders(current)] };
+  return forNow({ ...refusal, headers: [...refusal.headers, ...requestHeaders(current)] });
 }
 
 function notYet(queue: Queue, id: string): AppError {
   if (queue.isStopping) {
-    return new AppError(
-      "shutting_down",
-      "The server is shutting down; the request goes on after its restart.",
-    );
+    return queue.shuttingDown("The server is shutting down; the request goes on after its restart.");
   }
   const message = `The request is still running. Fetch its result later: GET ${pollUrl(id)}.`;
   return new AppError("still_running", message);

@@ -1,16 +1,19 @@
 /** What every handler has at hand. */
 
 import type { IncomingMessage, ServerResponse } from "node:http";
+import type { Place } from "../core/admission.ts";
 import type { HeaderList } from "../core/headers.ts";
 import type { Clock, Observer, Upstream } from "../core/ports.ts";
 import type { Queue } from "../core/queue.ts";
 import type { RouteTable } from "../core/routing.ts";
+import type { Deliveries } from "./delivery.ts";
 import type { Caller, Guard, HeaderOf } from "./guard.ts";
 import type { Defaults } from "./options.ts";
 import type { Reply } from "./reply.ts";
 
 export interface ApiOptions {
   queue: Queue;
+  deliveries: Deliveries;
   upstream: Upstream;
   clock: Clock;
   observer: Observer;
@@ -30,6 +33,8 @@ export interface Call {
   outgoing: ServerResponse;
   header: HeaderOf;
   caller: Caller;
+  /** Holds what is in memory for this call. */
+  place: Place;
   /** Below /v1, with the query as the caller sent it. */
   path: string;
   query: URLSearchParams;

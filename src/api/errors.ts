@@ -33,6 +33,8 @@ const table: Record<ErrorCode, [status: number, type: string]> = {
   not_found: [404, invalid],
   body_too_large: [413, invalid],
   unsupported_content_type: [415, invalid],
+  queue_full: [429, "rate_limit_error"],
+  overloaded: [503, "service_unavailable_error"],
   still_running: [504, "timeout_error"],
   shutting_down: [503, "service_unavailable_error"],
   storage_full: [503, "service_unavailable_error"],
@@ -52,7 +54,7 @@ export function errorReply(error: AppError): Reply {
   const [status, type] = table[code];
   const reply = failureReply({ code, message, param, type, status }, []);
   if (requestId) reply.headers.push(["outlast-request-id", requestId]);
-  const waitMs = comeBackMs[code];
+  const waitMs = error.retryAfterMs ?? comeBackMs[code];
   if (waitMs !== undefined) reply.headers.push(...comeBack(waitMs));
   if (code === "still_running") reply.headers.push(["x-should-retry", "true"]);
   // Some clients retry a 409 or a 500 on their own account; nothing would change.

@@ -1,5 +1,6 @@
 /** Callers who go away before they have their answer. */
 
+import { scheduler } from "node:timers/promises";
 import type { Line } from "../core/line.ts";
 import type { Ended } from "../core/ports.ts";
 import type { Queue } from "../core/queue.ts";
@@ -8,17 +9,33 @@ import type { Call } from "./context.ts";
 /**
  * Calls back, at most once, when the caller goes before its reply is written; the returned function stops
  * watching. It is the socket that tells: the response stays silent where the caller left before anybody
- * listened, or where the reply to an earlier call of the same connection is still to come.
+ * listened, or where the reply to an earlier call of the same connection is still to come. Whoever closes
+ * its half of the connection has gone, too: Node then closes the other half.
  */
-export function whenGone({ incoming, outgoing }: Call, onGone: () => void): () => void {
-  const { socket } = incoming;
+export function whenGone(call: Call, onGone: () => void): () => void {
+  const { outgoing } = call;
+  const { socket } = call.incoming;
   const check = () => {
+    unwatch();
     if (!outgoing.writableFinished) onGone();
   };
-  if (socket.destroyed) check();
-  else socket.once("close", check);
-  return () => socket.off("close", check);
+  const unwatch = () => {
+    for (const event of farewells) socket.off(event, check);
+  };
+  if (isGone(call)) {
+    check();
+    return unwatch;
+  }
+  for (const event of farewells) socket.once(event, check);
+  return unwatch;
 }
+
+/** A reset is an `error` before it is a `close`, and a retry that came right behind it may lie in between. */
+const farewells = ["end", "error", "close"] as const;
+
+/** The connection is closed, or the caller has closed its half of it. */
+export const isGone = ({ incoming: { socket } }: Pick<Call, "incoming">): boolean =>
+  socket.destroyed || socket.readableEnded;
 
 /** Waits on a line for as long as the caller stays on theirs. */
 export async function waitWithCaller(
@@ -29,12 +46,28 @@ export async function waitWithCaller(
   onGone: () => void = () => {},
 ): Promise<Ended | undefined> {
   let unwatch = () => {};
+  let gone = false;
   const ended = await queue.wait(line, waitMs, (hangUp) => {
     unwatch = whenGone(call, () => {
+      gone = true;
       hangUp();
       onGone();
     });
   });
+  if (ended && !gone) await restOfTurn();
   unwatch();
-  return ended;
+  return gone ? undefined : ended;
+}
+
+let turn: Promise<void> | undefined;
+
+/**
+ * Resolves when the events that have arrived together are dealt with. After a stall the answer and the caller's
+ * hang-up are among them in any order; who hung up before the answer was written must not count as answered.
+ */
+function restOfTurn(): Promise<void> {
+  turn ??= scheduler.yield().then(() => {
+    turn = undefined;
+  });
+  return turn;
 }

@@ -1,39 +1,49 @@
 /** The HTTP server around the routes: how it listens, and how it goes without cutting anybody off. */
 
 import { once } from "node:events";
-import { createServer, type Server } from "node:http";
-import type { AddressInfo, Socket } from "node:net";
+import { createServer } from "node:http";
+import { type AddressInfo, Server as TcpServer } from "node:net";
 import type { Duplex } from "node:stream";
+import { scheduler } from "node:timers/promises";
 import { getRequestListener } from "@hono/node-server";
 import { AppError } from "../core/errors.ts";
 import type { Clock } from "../core/ports.ts";
 import { createApp } from "./app.ts";
+import { Connections } from "./connections.ts";
 import type { ApiOptions } from "./context.ts";
 import { errorReply } from "./errors.ts";
 
 export interface HttpServer {
   /** Resolves with where it listens: `http://127.0.0.1:4080`. Rejects where the port is taken. */
   listen(host: string, port: number): Promise<string>;
-  /** Finishes the replies that are being written, for `withinMs` at most; their connections close behind them. */
+  /** For the moment before `stopListening`: see `Connections`. */
+  beQuiet(): void;
+  /** Takes no new connections; those that there are go on. */
+  stopListening(): Promise<void>;
+  /**
+   * After `stopListening`. Finishes the replies that are being written, for `withinMs` at most; their connections
+   * close behind them.
+   */
   close(withinMs: number): Promise<void>;
 }
 
 export function createHttpServer(options: ApiOptions, clock: Clock, keepAliveTimeoutMs: number): HttpServer {
-  const fetch = createApp(options).fetch as never;
-  const errorHandler = () => unreadable();
-  const server = createServer(getRequestListener(fetch, { overrideGlobalObjects: false, errorHandler }));
+  const server = createServer();
   server.keepAliveTimeout = keepAliveTimeoutMs;
   // Has to be longer, or a reused connection is cut between the two.
   server.headersTimeout = keepAliveTimeoutMs + 5000;
   // Uploads may be slow and answers late; both have limits of their own.
   server.requestTimeout = 0;
   server.on("clientError", refuseUnreadable);
-  const unused = unusedConnections(server);
-  server.on("request", (_incoming, outgoing) => {
-    // A connection that falls idle while the server stops would keep it waiting for a next call.
-    outgoing.once("close", () => {
-      if (options.queue.isStopping) server.closeIdleConnections();
-    });
+  const connections = new Connections(server, clock, () => options.queue.isStopping);
+  server.on("request", ({ socket }) => options.deliveries.asksAgain(socket));
+  const fetch = createApp(options, connections).fetch as never;
+  const errorHandler = () => unreadable();
+  // What is left of a body that nobody wants is our own business: see `send`.
+  const listenerOptions = { overrideGlobalObjects: false, autoCleanupIncoming: false, errorHandler };
+  server.on("request", getRequestListener(fetch, listenerOptions));
+  const closed = new Promise<void>((resolve) => {
+    server.once("close", resolve);
   });
   return {
     async listen(host, port) {
@@ -42,27 +52,22 @@ export function createHttpServer(options: ApiOptions, clock: Clock, keepAliveTim
       const { address, port: actual, family } = server.address() as AddressInfo;
       return `http://${family === "IPv6" ? `[${address}]` : address}:${actual}`;
     },
+    beQuiet: () => connections.beQuiet(),
+    async stopListening() {
+      // Right behind the turn in which the system's queue of new connections was emptied.
+      await scheduler.yield();
+      // The `close` of http would also reset idle connections, on which a call may just be arriving.
+      TcpServer.prototype.close.call(server);
+      connections.speak();
+    },
     async close(withinMs) {
-      const closed = once(server, "close");
       const cancelTimer = clock.timer(withinMs, () => server.closeAllConnections());
-      server.close();
-      server.closeIdleConnections();
-      for (const socket of unused) socket.destroy();
-      await closed;
+      options.queue.admission.refuseUploads(() => options.queue.shuttingDown());
+      // The server counts a connection as closed before those who listen to its end are told.
+      await Promise.all([closed, connections.closeIdle()]);
       cancelTimer();
     },
   };
-}
-
-/** Connections on which nothing has been asked yet: Node does not count them as idle. */
-function unusedConnections(server: Server): Set<Socket> {
-  const unused = new Set<Socket>();
-  server.on("connection", (socket) => {
-    unused.add(socket);
-    socket.once("close", () => unused.delete(socket));
-  });
-  server.on("request", ({ socket }) => unused.delete(socket));
-  return unused;
 }
 
 /** What is no HTTP, or has headers that are too long, is refused in the shape of every other error. */

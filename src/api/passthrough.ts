@@ -24,7 +24,7 @@ export const passThroughUnread: Handler = async (call, options) => {
     incoming.headers["content-length"] !== undefined || incoming.headers["transfer-encoding"] !== undefined;
   if (!hasBody || incoming.headers["content-length"] === "0") return passThrough(call, options);
   if (!/\bjson\b/i.test(type)) return passThrough(call, options, uploadOf(incoming));
-  const bytes = await readBody(incoming, options.maxBodyBytes);
+  const bytes = await readBody(call, options.maxBodyBytes);
   const body = jsonBody(bytes);
   // What does not parse is the upstream's to refuse.
   return body ? passThrough(call, options, withoutOurs(body), body.value) : passThrough(call, options, bytes);

@@ -187,7 +187,10 @@ export const configSchema = table({
   allowed_hosts: list(hostName).prefault([]),
   max_body_size: size(1).prefault("32MB"),
   hold_timeout: duration().prefault("280s"),
+  adopt_window: duration(0).prefault("10m"),
+  failure_echo: duration(0).prefault("10s"),
   drain_timeout: duration(0).prefault("30s"),
+  drain_delay: duration(0).prefault("250ms"),
   keep_alive_timeout: duration().prefault("75s"),
   passthrough: choice("inference", "all", "off").prefault("all"),
   store: table({ url: storeUrl.optional(), min_free_disk: size(0).prefault("256MB") }).prefault({}),
@@ -210,6 +213,11 @@ export const configSchema = table({
     lane_backoff_base: duration().prefault("1s"),
     lane_backoff_max: duration().prefault("60s"),
     unreachable_after: duration().prefault("30s"),
+  }).prefault({}),
+  limits: table({
+    max_queued: wholeNumber(1, 1_000_000_000).prefault(1_000_000),
+    max_held: wholeNumber(1, 1_000_000).prefault(10_000),
+    max_body_memory: size(1).optional(),
   }).prefault({}),
   timeouts: table({
     connect: duration(1, probePatienceMs).prefault("5s"),

@@ -107,7 +107,9 @@ export class Attempts {
     const phase = leftMs <= this.settings.attemptMs ? "deadline" : "attempt";
     const limitMs = Math.min(leftMs, this.settings.attemptMs);
     const cancelTimer = this.world.clock.timer(limitMs, () => stopRun(run, phase));
-    const call: UpstreamCall = { ...laneParts(record.lane), askedModel: record.model, ...head, body };
+    const { upstream, model } = laneParts(record.lane);
+    const { method, path, headers } = head;
+    const call: UpstreamCall = { upstream, model, askedModel: record.model, method, path, headers, body };
     let outcome: Outcome = { kind: "aborted", sent: true };
     try {
       for await (const event of this.world.upstream.call(call, abort)) outcome = event.outcome;
@@ -146,10 +148,11 @@ export class Attempts {
 
   private decide(record: RequestRecord, reading: Reading, now: number): Step {
     const { heldBackoff, backoff, unreachableAfterMs } = this.settings;
+    const lanes = reading.verdict === "success" ? [] : this.targets(record);
     return decide(record, reading, {
       now,
       luck: this.world.random.next(),
-      targets: this.targets(record).map((lane) => this.lanes.opening(lane)),
+      targets: lanes.map((lane) => this.lanes.opening(lane)),
       backoff: this.isConnected(record.id) ? heldBackoff : backoff,
       unreachableAfterMs,
       unreachableSince: this.lanes.unreachableSince(record.lane),

@@ -24,6 +24,8 @@ export type ErrorCode =
   | "not_found"
   | "body_too_large"
   | "unsupported_content_type"
+  | "queue_full"
+  | "overloaded"
   | "still_running"
   | "shutting_down"
   | "storage_full"
@@ -36,12 +38,19 @@ export class AppError extends Error {
   readonly param: string | undefined;
   /** The request that this is about, where there is one. */
   readonly requestId: string | undefined;
+  /** When to come back, where that is known better than by the code alone. */
+  readonly retryAfterMs: number | undefined;
 
-  constructor(code: ErrorCode, message: string, more: { param?: string; requestId?: string } = {}) {
+  constructor(
+    code: ErrorCode,
+    message: string,
+    more: { param?: string; requestId?: string; retryAfterMs?: number } = {},
+  ) {
     super(message);
     this.code = code;
     this.param = more.param;
     this.requestId = more.requestId;
+    this.retryAfterMs = more.retryAfterMs;
   }
 }
 

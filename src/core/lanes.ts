@@ -185,6 +185,13 @@ export class Lanes {
     return sum;
   }
 
+  /** How many requests wait, due or not. */
+  get waiting(): number {
+    let sum = 0;
+    for (const { backlog } of this.lanes.values()) sum += backlog.size;
+    return sum;
+  }
+
   /** From when a request may get through in a lane, as far as is known; never where there is no such upstream. */
   opening(key: string): Opening {
     const upstream = this.upstreams.get(laneParts(key).upstream);

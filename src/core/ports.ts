@@ -37,11 +37,11 @@ export type ChangeSet =
   | {
       kind: "accept";
       record: RequestRecord;
-      /** Where the request starts at once. */
-      attempt?: AttemptRecord;
       parts: Part[];
       /** Bound in this very transaction, so that of two equal keys exactly one is accepted. */
       key?: { project: string; endpoint: string; key: string };
+      /** Where the record has a call hash: what is taken instead, if it is there. */
+      repeats?: Repeats;
     }
   | {
       kind: "change";
@@ -49,10 +49,33 @@ export type ChangeSet =
       parts?: Part[];
       /** Drop the answer of the round before. */
       dropAnswer?: boolean;
-    };
+    }
+  /** The caller of a request with a call hash has gone without its answer: the request is an orphan. */
+  | { kind: "orphaned"; id: string; at: number; contentSent: boolean; forgetBefore: number }
+  /** After a start: nobody is connected, so every such request is an orphan; what was answered is perhaps not known. */
+  | { kind: "all_orphaned"; at: number; forgetBefore: number }
+  /** The callers of these requests have their answers: they are never orphans. */
+  | { kind: "answered"; ids: string[] };
 
-/** `conflict`: nothing was written; `current` is the record that stands in the way, if it exists. */
-export type CommitResult = { status: "applied" } | { status: "conflict"; current: RequestRecord | undefined };
+/** What a keyless call may get instead of a request of its own. Instants are epoch ms. */
+export interface Repeats {
+  /** The oldest equal request that became an orphan after this instant is adopted. */
+  orphanedAfter: number;
+  /** The call is a retry by its own account: it may also adopt what somebody has perhaps read in part. */
+  isRetry: boolean;
+  /** The newest equal request that failed in vain after this instant is echoed. */
+  failedAfter: number;
+}
+
+/**
+ * `conflict`: nothing was written; `current` is the record that stands in the way, if it exists.
+ * `adopted`: instead of being accepted the call has become the caller of `current`, an orphan until now.
+ * `echoed`: nothing was written; `current` failed in vain a moment ago.
+ */
+export type CommitResult =
+  | { status: "applied" }
+  | { status: "conflict"; current: RequestRecord | undefined }
+  | { status: "adopted" | "echoed"; current: RequestRecord };
 
 /** Requests that wait in one lane, by priority and project. */
 export interface ReadyGroup {
@@ -93,11 +116,14 @@ export interface Ended {
  */
 export interface Store {
   commit(change: ChangeSet): Promise<CommitResult>;
+  /** Notes, with one of the next commits, that a caller has its answer. A crash may undo it. */
+  answered(id: string): void;
   get(id: string): Promise<RequestRecord | undefined>;
   byKey(project: string, endpoint: string, key: string): Promise<RequestRecord | undefined>;
   /** The newest record of the project whose answer has this id. */
   byResponse(project: string, responseId: string): Promise<RequestRecord | undefined>;
   parts(id: string, kinds: PartKind[]): Promise<Part[]>;
+  /** Those that have ended, and the one under way. */
   attempts(id: string): Promise<AttemptRecord[]>;
   list(query: ListQuery): Promise<RequestRecord[]>;
   /** How many requests wait, per lane, priority and project. */
@@ -194,6 +220,9 @@ export interface Observer {
 }
 export type Told =
   | { event: "accepted"; id: string; lane: string; state: State }
+  | { event: "orphaned"; id: string }
+  | { event: "adopted"; id: string }
+  | { event: "echoed"; id: string }
   | { event: "attempt_started"; id: string; attempt: number; lane: string }
   | {
       event: "attempt_ended";

@@ -1,8 +1,10 @@
 /** The one door to requests for api and dashboard: submit, wait, look up, cancel, list. */
 
+import { Admission, counted, type Limits } from "./admission.ts";
+import { Adoption, type AdoptionSettings } from "./adoption.ts";
 import type { Content } from "./attempts.ts";
 import { AppError, StorageError } from "./errors.ts";
-import type { Waiting } from "./lanes.ts";
+import type { Slot, Waiting } from "./lanes.ts";
 import { Line } from "./line.ts";
 import type { ChangeSet, Ended, ListQuery, Part, World } from "./ports.ts";
 import {
@@ -33,19 +35,31 @@ export interface Draft {
   tags: string[];
   idempotencyKey?: string;
   fingerprint?: string;
+  /** Where a call without a key, whose caller waits, may be repeated. */
   callHash?: string;
+  /** By its own account the call is a retry of one before. */
+  isRetry?: boolean;
   /** The caller stays on the line. */
   hold: boolean;
 }
 
 export type Submission = {
-  /** `replayed`: the key is known and its request has ended. `joined`: it is still under way. */
-  kind: "accepted" | "joined" | "replayed";
+  /**
+   * `replayed`: the key is known and its request has ended. `joined`: it is still under way. `adopted`: an
+   * equal call's request whose caller had gone. `echoed`: an equal call failed in vain a moment ago.
+   */
+  kind: "accepted" | "joined" | "replayed" | "adopted" | "echoed";
   record: RequestRecord;
-  /** Open where the draft said `hold`; to be handed to `wait`, or closed. */
+  /** Open where the draft said `hold`, but for `echoed`; to be handed to `wait`, or closed. */
   line?: Line;
 };
 
+export interface QueueSettings extends SchedulerSettings, AdoptionSettings {
+  limits: Limits;
+}
+
+/** How long the next start takes, so that who comes back then is served. */
+const restartMs = 1000;
 const encoder = new TextEncoder();
 
 export class Queue {
@@ -53,24 +67,35 @@ export class Queue {
   private readonly table: RouteTable;
   private readonly owner: Owner;
   private readonly scheduler: Scheduler;
+  /** What becomes of keyless requests whose callers go. */
+  readonly adoption: Adoption;
   /** How many callers wait on the line for a request. */
   private readonly connected = new Map<string, number>();
   private readonly waiting = new Set<(last: boolean) => void>();
+  readonly admission: Admission;
+  /** Requests that will wait to be called, and are just being written. */
+  private arriving = 0;
   private stopping = false;
+  /** While stopping: until when calls under way may take. */
+  private drainedAt = 0;
 
-  constructor(world: World, settings: SchedulerSettings) {
+  constructor(world: World, settings: QueueSettings) {
     this.world = world;
+    this.admission = new Admission(settings.limits, world);
     this.table = settings.table;
     this.owner = settings.owner;
-    this.scheduler = new Scheduler(world, settings, {
+    this.adoption = new Adoption(world, settings);
+    const upstream = counted(world.upstream, this.admission);
+    this.scheduler = new Scheduler({ ...world, upstream }, settings, {
       isConnected: (id) => this.isConnected(id),
       onParked: () => this.tellStopping(false),
     });
   }
 
   /** Recovers what a crash left behind. Before any traffic, and before `begin`. */
-  recover(): Promise<void> {
-    return this.scheduler.recover();
+  async recover(): Promise<void> {
+    await this.adoption.recover();
+    await this.scheduler.recover();
   }
 
   /** Begins to call upstreams. */
@@ -81,6 +106,7 @@ export class Queue {
   /** Refuses new work at once, gives attempts under way `drainMs`, then stops them safely. */
   async stop(drainMs: number): Promise<void> {
     this.stopping = true;
+    this.drainedAt = this.world.clock.now() + drainMs;
     this.tellStopping(false);
     await this.scheduler.stop(drainMs);
     this.tellStopping(true);
@@ -102,8 +128,7 @@ export class Queue {
 
   /** Whether new work is accepted, and if not, why. */
   refusal(): AppError | undefined {
-    if (this.stopping)
-      return new AppError("shutting_down", "The server is shutting down. Try again in a moment.");
+    if (this.stopping) return this.shuttingDown();
     if (!this.world.store.hasSpace()) {
       return new AppError(
         "storage_full",
@@ -111,6 +136,14 @@ export class Queue {
       );
     }
     return undefined;
+  }
+
+  /** While the server is stopping: come back when the drain is over, and not all at once. */
+  shuttingDown(message = "The server is shutting down. Try again in a moment."): AppError {
+    const { clock, random } = this.world;
+    const leftMs = this.scheduler.lanes.inFlight > 0 ? Math.max(0, this.drainedAt - clock.now()) : 0;
+    const retryAfterMs = leftMs + restartMs * (1 + random.next());
+    return new AppError("shutting_down", message, { retryAfterMs });
   }
 
   /**
@@ -130,14 +163,27 @@ export class Queue {
 
   private async accept(draft: Draft, record: RequestRecord): Promise<Submission> {
     const slot = this.scheduler.slotFor(record);
+    if (slot) return this.write(draft, record, slot);
+    const refusal = this.admission.queueRefusal(this.scheduler.lanes.waiting + this.arriving);
+    if (refusal) throw refusal;
+    this.arriving++;
+    try {
+      return await this.write(draft, record);
+    } finally {
+      this.arriving--;
+    }
+  }
+
+  private async write(draft: Draft, record: RequestRecord, slot?: Slot): Promise<Submission> {
     const now = record.createdAt;
-    const first = slot ? startAtOnce(record, { now, owner: this.owner }) : { record };
+    const first = slot ? startAtOnce(record, { now, owner: this.owner }) : record;
     const line = draft.hold ? this.openLine(record.id) : undefined;
     const change: ChangeSet = {
       kind: "accept",
-      ...first,
+      record: first,
       parts: contentParts(draft.content),
       key: keyOf(draft),
+      repeats: draft.callHash === undefined ? undefined : this.adoption.repeats(draft.isRetry ?? false, now),
     };
     const abandon = () => {
       line?.close();
@@ -147,15 +193,28 @@ export class Queue {
       abandon();
       throw error;
     });
-    if (result.status === "conflict") {
+    if (result.status !== "applied") {
       abandon();
-      return this.known(draft, result.current);
+      if (result.status === "conflict") return this.known(draft, result.current);
+      return this.repeated(result.status, result.current);
     }
-    const { id, lane, state } = first.record;
+    const { id, lane, state } = first;
     this.world.observer.tell({ event: "accepted", id, lane, state });
-    if (slot) this.scheduler.run(first.record, slot, draft.content);
+    if (slot) this.scheduler.run(first, slot, draft.content);
     else this.scheduler.enqueue(record);
-    return { kind: "accepted", record: first.record, line };
+    return { kind: "accepted", record: first, line };
+  }
+
+  /** A keyless call that gets what an equal one left behind. */
+  private async repeated(kind: "adopted" | "echoed", record: RequestRecord): Promise<Submission> {
+    this.world.observer.tell({ event: kind, id: record.id });
+    if (kind === "echoed") return { kind, record };
+    try {
+      return { kind, record, line: await this.listen(record.id, { caller: true }) };
+    } catch (error) {
+      this.adoption.orphaned(record.id, false);
+      throw error;
+    }
   }
 
   /** A line to a request that may have ended already. `caller`: see `Line`. */
@@ -273,6 +332,7 @@ export class Queue {
     const openings = targets.map((lane) => this.scheduler.lanes.opening(lane));
     const { project, endpoint, model, terms, priority, tags, idempotencyKey, fingerprint, callHash } = draft;
     const dueAt = draft.runAt ?? now;
+    // Every field is there from the start: records that never change their shape are copied fast.
     return {
       id: random.id(),
       project,
@@ -284,19 +344,29 @@ export class Queue {
       dueAt,
       createdAt: now,
       updatedAt: now,
+      startedAt: undefined,
+      endedAt: undefined,
       deadlineAt: dueAt + terms.deadlineMs,
       attempt: 0,
       round: 1,
       counted: 0,
       throttled: 0,
       excluded: [],
+      unreachableSince: undefined,
+      owner: undefined,
       terms,
       idempotencyKey,
       fingerprint,
       callHash,
-      answered: false,
       duplicatePossible: false,
       tags,
+      upstream: undefined,
+      servedModel: undefined,
+      responseId: undefined,
+      usage: undefined,
+      error: undefined,
+      lastErrorCode: undefined,
+      endReason: undefined,
     };
   }
 

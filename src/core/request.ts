@@ -86,8 +86,6 @@ export interface RequestRecord {
   fingerprint?: string;
   /** SHA-256 (hex) of what must be equal for a keyless call to be taken for a repetition of this one. */
   callHash?: string;
-  /** Whether a reply that ends the matter reached the caller; written lazily. */
-  answered: boolean;
   duplicatePossible: boolean;
   tags: string[];
   upstream?: string;
@@ -186,6 +184,7 @@ export interface Expectation {
 export interface Transition {
   expect: Expectation;
   record: RequestRecord;
+  /** The attempt that has ended. One that starts needs no row of its own: it stands in the record. */
   attempt?: AttemptRecord;
   /** Of its throttled attempts the request keeps the newest of these many; older ones make room for this one. */
   keepThrottled?: number;
@@ -205,10 +204,12 @@ export const chart: Record<RequestEvent["type"], { from: State[]; to: State[] }>
 export const isTerminal = (state: State): boolean =>
   state === "completed" || state === "failed" || state === "cancelled";
 
-/** Failed for want of time, attempts or a reachable upstream, not by a refusal: another round may succeed. */
+/** Want of time, of attempts or of a reachable upstream. */
+export const reasonsInVain: readonly Reason[] = ["exhausted", "deadline", "unreachable"];
+
+/** Failed for want of something, not by a refusal: another round may succeed. */
 export const failedInVain = ({ state, endReason }: RequestRecord): boolean =>
-  state === "failed" &&
-  (endReason === "exhausted" || endReason === "deadline" || endReason === "unreachable");
+  state === "failed" && endReason !== undefined && reasonsInVain.includes(endReason);
 
 export const isReady = (state: State): boolean => state === "queued" || state === "retrying";
 
@@ -231,7 +232,11 @@ export function transition(record: RequestRecord, event: RequestEvent): Transiti
   const expect: Expectation = { state, attempt, round, owner };
   switch (event.type) {
     case "started":
-      return { expect, ...started(record, event) };
+      return {
+        expect,
+        record: started(record, event),
+        keepThrottled: attempt >= throttledKept ? throttledKept - 1 : undefined,
+      };
     case "ended":
     case "interrupted":
       return { expect, ...ended(record, event) };
@@ -247,34 +252,27 @@ export function transition(record: RequestRecord, event: RequestEvent): Transiti
 }
 
 /** A record that starts its first attempt in the same commit that accepts it. */
-export function startAtOnce(
-  record: RequestRecord,
-  event: { now: number; owner: Owner },
-): { record: RequestRecord; attempt: AttemptRecord } {
-  return started(record, { type: "started", ...event });
+export function startAtOnce(record: RequestRecord, event: { now: number; owner: Owner }): RequestRecord {
+  return started(record, event);
 }
 
-function started(record: RequestRecord, event: { type: "started"; now: number; owner: Owner }) {
-  const number = record.attempt + 1;
-  const attempt: AttemptRecord = {
-    requestId: record.id,
-    number,
-    round: record.round,
-    ...laneParts(record.lane),
-    startedAt: event.now,
-    counted: false,
-  };
-  const next: RequestRecord = {
+/** The attempt of a processing request: all there is to know of it stands in the record. */
+export function attemptUnderWay(record: RequestRecord): AttemptRecord {
+  const { upstream, model } = laneParts(record.lane);
+  const { id: requestId, attempt: number, round, updatedAt: startedAt } = record;
+  return { requestId, number, round, upstream, model, startedAt, counted: false };
+}
+
+function started(record: RequestRecord, event: { now: number; owner: Owner }): RequestRecord {
+  return {
     ...record,
     state: "processing",
-    attempt: number,
+    attempt: record.attempt + 1,
     owner: event.owner,
     upstream: laneParts(record.lane).upstream,
     startedAt: record.startedAt ?? event.now,
     updatedAt: event.now,
   };
-  const keepThrottled = record.attempt >= throttledKept ? throttledKept - 1 : undefined;
-  return { record: next, attempt, keepThrottled };
 }
 
 function ended(record: RequestRecord, event: { now: number; result: AttemptResult; step: Step }) {
@@ -282,7 +280,7 @@ function ended(record: RequestRecord, event: { now: number; result: AttemptResul
   const counted = step.kind === "complete" ? true : step.counted;
   const attempt = endedAttempt(record, now, result, step, counted);
   const ambiguousAgain = result.verdict === "ambiguous" && step.kind === "retry";
-  const common: RequestRecord = {
+  const next: RequestRecord = {
     ...record,
     updatedAt: now,
     owner: undefined,
@@ -293,16 +291,18 @@ function ended(record: RequestRecord, event: { now: number; result: AttemptResul
     lastErrorCode: result.failure?.code ?? record.lastErrorCode,
   };
   if (step.kind === "retry") {
-    const { dueAt, lane, excluded } = step;
-    return { record: { ...common, state: "retrying" as const, dueAt, lane, excluded }, attempt };
+    next.state = "retrying";
+    next.dueAt = step.dueAt;
+    next.lane = step.lane;
+    next.excluded = step.excluded;
+    return { record: next, attempt };
   }
-  const { upstream } = laneParts(record.lane);
-  if (step.kind === "fail") {
-    return { record: { ...over(common, "failed", now, step.reason, step.failure), upstream }, attempt };
-  }
-  const { servedModel, responseId, usage } = result;
-  const done = { ...over(common, "completed", now, "answered"), upstream, servedModel, responseId, usage };
-  return { record: done, attempt };
+  next.upstream = laneParts(record.lane).upstream;
+  if (step.kind === "fail") return { record: over(next, "failed", now, step.reason, step.failure), attempt };
+  next.servedModel = result.servedModel;
+  next.responseId = result.responseId;
+  next.usage = result.usage;
+  return { record: over(next, "completed", now, "answered"), attempt };
 }
 
 function endedAttempt(
@@ -312,12 +312,14 @@ function endedAttempt(
   step: Step,
   counted: boolean,
 ): AttemptRecord {
+  const { requestId, number, round, upstream, model, startedAt } = attemptUnderWay(record);
   return {
-    requestId: record.id,
-    number: record.attempt,
-    round: record.round,
-    ...laneParts(record.lane),
-    startedAt: record.updatedAt,
+    requestId,
+    number,
+    round,
+    upstream,
+    model,
+    startedAt,
     firstByteAt: result.firstByteAt,
     endedAt: now,
     status: result.status,
@@ -336,14 +338,9 @@ function cancelled(record: RequestRecord, now: number) {
   const next = over({ ...record, lastErrorCode: "request_cancelled" }, "cancelled", now, "cancelled");
   if (record.state !== "processing") return { record: next };
   const attempt: AttemptRecord = {
-    requestId: record.id,
-    number: record.attempt,
-    round: record.round,
-    ...laneParts(record.lane),
-    startedAt: record.updatedAt,
+    ...attemptUnderWay(record),
     endedAt: now,
     verdict: "ambiguous",
-    counted: false,
     errorCode: "request_cancelled",
     reason: "cancelled",
   };
@@ -386,7 +383,6 @@ function revived(record: RequestRecord, event: Extract<RequestEvent, { type: "re
     endedAt: undefined,
     endReason: undefined,
     error: undefined,
-    answered: false,
     duplicatePossible: record.duplicatePossible || event.lastWasAmbiguous,
   };
 }

@@ -95,13 +95,13 @@ function headersFor(endpoint: Endpoint, headers: HeaderList): string[] {
   return [...headers.filter(([name]) => !own.has(name)), ...endpoint.headers].flat();
 }
 
-async function* callUpstream(
+function callUpstream(
   endpoint: Endpoint,
   call: UpstreamCall,
   abort: Abort,
   clock: Clock,
-): AsyncGenerator<UpstreamEvent> {
-  const outcome = await new Promise<Outcome>((resolve) => {
+): AsyncIterable<UpstreamEvent> {
+  const outcome = new Promise<Outcome>((resolve) => {
     const handler = new PlainAnswer(endpoint.secrets, abort, clock, resolve);
     const { method, path } = call;
     const body = renamed(call.body, call);
@@ -113,7 +113,18 @@ async function* callUpstream(
       handler,
     );
   });
-  yield { kind: "ended", outcome };
+  return endsWith(outcome);
+}
+
+/** The one event of a plain answer; a generator would cost several promises more for each call. */
+function endsWith(outcome: Promise<Outcome>): AsyncIterable<UpstreamEvent> {
+  let told = false;
+  const next = async (): Promise<IteratorResult<UpstreamEvent>> => {
+    if (told) return { done: true, value: undefined };
+    told = true;
+    return { done: false, value: { kind: "ended", outcome: await outcome } };
+  };
+  return { [Symbol.asyncIterator]: () => ({ next }) };
 }
 
 /** The body with the name that the target knows the model by; as Latin-1, so that every other byte stays. */

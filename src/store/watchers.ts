@@ -18,7 +18,8 @@ export class Watchers {
 
   /** Tells those who wait, after a change has been committed. What was written is handed on; nothing is read back. */
   tell(change: ChangeSet): void {
-    const record = change.kind === "accept" ? change.record : change.transition.record;
+    if (change.kind !== "change") return;
+    const { record } = change.transition;
     if (!isTerminal(record.state)) return;
     const those = this.byId.get(record.id);
     if (!those) return;

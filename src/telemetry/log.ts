@@ -7,6 +7,9 @@ export type LogLevel = "fatal" | "error" | "warn" | "info" | "debug" | "silent";
 
 const levels: Record<Told["event"], "error" | "warn" | "info" | "debug"> = {
   accepted: "debug",
+  orphaned: "info",
+  adopted: "info",
+  echoed: "info",
   attempt_started: "debug",
   attempt_ended: "debug",
   ended: "info",
@@ -21,7 +24,9 @@ const levels: Record<Told["event"], "error" | "warn" | "info" | "debug"> = {
 };
 
 export function createLog(level: LogLevel): Observer {
-  const log = pino({ level, base: undefined, timestamp: pino.stdTimeFunctions.isoTime }, pino.destination(2));
+  // Not synchronous: a slow reader of the log must not slow the requests. What is left is written at the exit.
+  const destination = pino.destination({ dest: 2, sync: false });
+  const log = pino({ level, base: undefined, timestamp: pino.stdTimeFunctions.isoTime }, destination);
   return {
     tell({ event, ...facts }) {
       log[levelOf(event, facts)](facts, event);

@@ -77,7 +77,7 @@ describe("a plain SDK call gets what the upstream itself would have given", () =
     ["an error that is a string", answer({ status: 400, body: '{"error":"no"}', headers: limits }), "failed"],
   ];
 
-  group({ env: { ...quick, OUTLAST_DEFAULTS_HELD_MAX_ATTEMPTS: "3" } });
+  group({ env: { ...quick, OUTLAST_DEFAULTS_HELD_MAX_ATTEMPTS: "3", OUTLAST_FAILURE_ECHO: "0" } });
 
   it.each(cases)("%s", async (_name, step, state) => {
     const { fake, client, ear } = outlast;

@@ -112,7 +112,8 @@ describe("an upstream that cannot be reached", () => {
     ["from the instant for which it was asked", {}, { delay: "2m" }, 120_000],
   ])("is waited for %s", async (_, headers, options, delayMs) => {
     const clock = new HandClock();
-    const outlast = await start({ clock, upstreams: { gone: await down() } });
+    const env = { OUTLAST_FAILURE_ECHO: "0" };
+    const outlast = await start({ clock, env, upstreams: { gone: await down() } });
     for (let round = 1; round <= 2; round++) {
       const began = clock.now();
       let over = false;

@@ -10,7 +10,8 @@ const seedsMax = 80;
 
 afterEach(() => {
   vi.doUnmock("../../src/core/retry-after.ts");
-  for (const module of ["gate", "retry", "request", "backlog"]) vi.doUnmock(`../../src/core/${module}.ts`);
+  for (const module of ["gate", "retry", "request", "backlog", "adoption"])
+    vi.doUnmock(`../../src/core/${module}.ts`);
   vi.resetModules();
 });
 
@@ -34,11 +35,12 @@ describe("a planted bug is seen:", () => {
   test("a store that writes without looking at the fence", async () => {
     const commit: Plant["commit"] = (change, next) => {
       const result = next(change);
-      if (result.status === "applied" || change.kind === "accept" || !result.current) return result;
+      if (change.kind !== "change" || result.status === "applied" || !result.current) return result;
       const { state, attempt, round, owner } = result.current;
       return next({
         ...change,
-        transition: { ...change.transition, expect: { state, attempt, round, owner } },
+        // Its attempt has ended already; a second end would be refused by the table.
+        transition: { ...change.transition, attempt: undefined, expect: { state, attempt, round, owner } },
       });
     };
     expect(await caught({ commit })).toMatch(/stale writer|left the terminal state/);
@@ -54,7 +56,7 @@ describe("a planted bug is seen:", () => {
     const store: Plant["store"] = (real) => ({
       ...real,
       commit: async (change) => {
-        if (change.kind !== "accept" || change.attempt) return real.commit(change);
+        if (change.kind !== "accept" || change.record.state === "processing") return real.commit(change);
         const later = async () => {
           for (let i = 0; i < 200; i++) await real.get("req_none");
           await real.commit(change);
@@ -160,6 +162,58 @@ describe("a planted bug is seen:", () => {
       return { ...real, Backlog: Leaky };
     });
     expect(await caught()).toMatch(/missed a deadline|after the last fault|is still/);
+  });
+
+  test("an orphan that stays one when it is adopted", async () => {
+    const commit: Plant["commit"] = (change, next) => {
+      const result = next(change);
+      if (result.status === "adopted") {
+        const { id, updatedAt: at } = result.current;
+        next({ kind: "orphaned", id, at, contentSent: false, forgetBefore: 0 });
+      }
+      return result;
+    };
+    expect(await caught({ commit })).toMatch(/two callers at a time|answered and is given away again/);
+  });
+
+  test("an orphan that is adopted by another call", async () => {
+    const commit: Plant["commit"] = (change, next) => {
+      if (change.kind !== "accept" || change.record.callHash === undefined) return undefined;
+      return next({ ...change, record: { ...change.record, callHash: "00".repeat(32) } });
+    };
+    expect(await caught({ commit })).toMatch(/given to another call than its own/);
+  });
+
+  test("an orphan whose mark is lost", async () => {
+    const commit: Plant["commit"] = ({ kind }) => (kind === "orphaned" ? { status: "applied" } : undefined);
+    expect(await caught({ commit })).toMatch(/was left and is not found/);
+  });
+
+  test("a restart that does not make orphans of those who were connected", async () => {
+    const commit: Plant["commit"] = ({ kind }) =>
+      kind === "all_orphaned" ? { status: "applied" } : undefined;
+    expect(await caught({ commit })).toMatch(/was left and is not found/);
+  });
+
+  test("a restart that makes orphans of what was answered, as if nobody had read it", async () => {
+    const commit: Plant["commit"] = (change, next) =>
+      change.kind === "accept" && change.repeats
+        ? next({ ...change, repeats: { ...change.repeats, isRetry: true } })
+        : undefined;
+    expect(await caught({ commit })).toMatch(/given to a first call/);
+  });
+
+  test("an answered call that becomes an orphan all the same", async () => {
+    vi.doMock("../../src/core/adoption.ts", async (original) => {
+      const real = await original<typeof import("../../src/core/adoption.ts")>();
+      class Forgetful extends real.Adoption {
+        override answered(id: string) {
+          this.orphaned(id, true);
+        }
+      }
+      return { ...real, Adoption: Forgetful };
+    });
+    expect(await caught()).toMatch(/was answered and is given away again/);
   });
 
   test("an answer that is lost on its way to the disk", async () => {

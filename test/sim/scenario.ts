@@ -4,6 +4,7 @@ import { AppError } from "../../src/core/errors.ts";
 import type { Draft, Queue } from "../../src/core/queue.ts";
 import { isTerminal, type RequestRecord, throttledKept } from "../../src/core/request.ts";
 import { seeded, start } from "./clock.ts";
+import { Crowd } from "./keyless.ts";
 import type { Fate, LedgerEntry, Weather } from "./upstream.ts";
 import { type Plant, Sim } from "./world.ts";
 
@@ -14,6 +15,9 @@ export interface Report {
   crashes: number;
   requests: number;
   states: Record<string, number>;
+  /** How often a keyless call got what another one had left. */
+  adopted: number;
+  echoed: number;
 }
 
 interface Acked {
@@ -73,12 +77,12 @@ export async function tell(seed: number, plant?: Plant): Promise<Report> {
   const acked: Acked[] = [];
   await sim.boot();
   watchCalls(sim, acked);
-  schedule(sim, luck, acked);
+  const crowds = schedule(sim, luck, acked);
   const crashes = await live(sim, luck);
   weather.calm = true;
   sim.diskFull = 0;
   await drain(sim);
-  check(sim, acked);
+  check(sim, [...acked, ...crowds.flatMap(({ acknowledged }) => acknowledged)]);
   const rows = all(sim);
   const states: Record<string, number> = {};
   for (const { state } of rows) states[state] = (states[state] ?? 0) + 1;
@@ -91,6 +95,8 @@ export async function tell(seed: number, plant?: Plant): Promise<Report> {
     crashes,
     requests: rows.length,
     states,
+    adopted: sim.told.filter(({ event }) => event === "adopted").length,
+    echoed: sim.told.filter(({ event }) => event === "echoed").length,
   };
 }
 
@@ -125,11 +131,19 @@ async function drain(sim: Sim): Promise<void> {
 const all = (sim: Sim): RequestRecord[] =>
   ["p1", "p2"].flatMap((project) => sim.memory.engine.list({ project, order: "asc", limit: 100_000 }));
 
-function schedule(sim: Sim, luck: () => number, acked: Acked[]): void {
+function schedule(sim: Sim, luck: () => number, acked: Acked[]): Crowd[] {
+  const crowds: Crowd[] = [];
   const count = 10 + Math.floor(luck() * 40);
   for (let i = 0; i < count; i++) {
     const draft = drawDraft(luck, i);
     const at = luck() * storyMs * 0.8;
+    if (draft.terms.held && draft.idempotencyKey === undefined) {
+      const crowd = new Crowd(sim, luck, `n${i}`, luck() < 0.7 ? 1 : 2 + Math.floor(luck() * 4));
+      crowds.push(crowd);
+      for (let n = 0; n < crowd.size; n++)
+        sim.clock.timer(at + Math.floor(luck() * 4) * 100, () => void crowd.caller(draft));
+      continue;
+    }
     const copies = draft.idempotencyKey && luck() < 0.5 ? 2 : 1;
     for (let copy = 0; copy < copies; copy++) {
       const later = copy === 0 ? 0 : luck() < 0.5 ? 1 : luck() * 30_000;
@@ -137,6 +151,7 @@ function schedule(sim: Sim, luck: () => number, acked: Acked[]): void {
       sim.clock.timer(at + later, () => void ask(sim, draft, `n${i}`, cancelAfterMs, acked));
     }
   }
+  return crowds;
 }
 
 function drawDraft(luck: () => number, i: number): Draft {
@@ -244,7 +259,8 @@ function checkRecord(sim: Sim, row: RequestRecord): void {
   const { engine } = sim.memory;
   if (!isTerminal(row.state)) sim.violation(`${row.id} is still ${row.state}`);
   const attempts = engine.attempts(row.id);
-  const [nonce, sharing] = [...sim.byNonce].find(([, ids]) => ids.includes(row.id))!;
+  const nonce = sim.nonces.get(row.id)!;
+  const sharing = sim.byNonce.get(nonce)!;
   const calls = sim.upstream.ledger.filter(({ request }) => request === nonce);
   if (sharing.length === 1) {
     if (calls.length > row.attempt)

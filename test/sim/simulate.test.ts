@@ -14,16 +14,22 @@ describe("the simulation", () => {
   test("keeps every promise, whatever goes wrong", { timeout: 600_000 }, async () => {
     let calls = 0;
     let crashes = 0;
+    let adopted = 0;
+    let echoed = 0;
     for (let seed = only ?? 1; seed <= (only ?? seeds); seed++) {
       const report = await tell(seed);
       if (only !== undefined) console.log(report);
       expect(report.violations, `replay with SEED=${seed} npm run sim`).toEqual([]);
       calls += report.calls;
       crashes += report.crashes;
+      adopted += report.adopted;
+      echoed += report.echoed;
     }
     // Silence would also keep every promise.
     if (only === undefined) expect(calls).toBeGreaterThan(seeds * 10);
     if (only === undefined) expect(crashes).toBeGreaterThan(seeds);
+    if (only === undefined) expect(adopted).toBeGreaterThan(seeds * 5);
+    if (only === undefined) expect(echoed).toBeGreaterThan(seeds / 10);
   });
 
   test("is the same for the same seed", async () => {

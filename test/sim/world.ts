@@ -7,8 +7,7 @@
 import { createHash } from "node:crypto";
 import { StorageError } from "../../src/core/errors.ts";
 import type { ChangeSet, CommitResult, Store, Told, World } from "../../src/core/ports.ts";
-import { Queue } from "../../src/core/queue.ts";
-import type { SchedulerSettings } from "../../src/core/scheduler.ts";
+import { Queue, type QueueSettings } from "../../src/core/queue.ts";
 import { openMemory } from "../../src/store/sqlite/memory.ts";
 import { SimClock, seeded, settle } from "./clock.ts";
 import { SimUpstream, type Weather } from "./upstream.ts";
@@ -17,7 +16,7 @@ export interface Plant {
   /** Changes what the store does with a change; undefined = as it should be. */
   commit?: (change: ChangeSet, next: (change: ChangeSet) => CommitResult) => CommitResult | undefined;
   store?: (store: Store) => Store;
-  settings?: (settings: SchedulerSettings) => SchedulerSettings;
+  settings?: (settings: QueueSettings) => QueueSettings;
 }
 
 export interface SimOptions {
@@ -29,10 +28,13 @@ export interface SimOptions {
   plant?: Plant;
 }
 
-interface Process {
+export interface Process {
   number: number;
   queue: Queue;
   alive: boolean;
+  /** Resolves when it is killed: whoever is connected to it sees that. */
+  died: Promise<void>;
+  die(): void;
 }
 
 export const twoUpstreams = {
@@ -55,6 +57,10 @@ export class Sim {
   readonly told: Told[] = [];
   /** The requests whose body carries a nonce. */
   readonly byNonce = new Map<string, string[]>();
+  /** The nonce in the body of a request. */
+  readonly nonces = new Map<string, string>();
+  /** The requests of which it is on disk that their callers have the answers. */
+  readonly answered = new Set<string>();
   process!: Process;
   diskFull: number;
   private processes = 0;
@@ -85,7 +91,11 @@ export class Sim {
   async boot(): Promise<void> {
     const number = ++this.processes;
     const epoch = this.memory.nextEpoch("local", this.clock.now());
-    const process: Process = { number, alive: true, queue: undefined as unknown as Queue };
+    let die = () => {};
+    const died = new Promise<void>((resolve) => {
+      die = resolve;
+    });
+    const process: Process = { number, alive: true, queue: undefined as unknown as Queue, died, die };
     const world: World = {
       clock: {
         now: () => this.clock.now(),
@@ -118,6 +128,7 @@ export class Sim {
   /** kill -9: nothing of the process goes on but the calls that it has under way. */
   crash(): void {
     this.process.alive = false;
+    this.process.die();
   }
 
   /** Runs simulated time until a promise settles. */
@@ -139,7 +150,7 @@ export class Sim {
     return value;
   }
 
-  private settings(epoch: number): SchedulerSettings {
+  private settings(epoch: number): QueueSettings {
     return {
       owner: { node: "local", epoch },
       table: twoUpstreams,
@@ -149,6 +160,9 @@ export class Sim {
       laneBackoff: { baseMs: 1000, maxMs: 60_000 },
       unreachableAfterMs: 30_000,
       attemptMs: 120_000,
+      adoptWindowMs: 600_000,
+      failureEchoMs: 10_000,
+      limits: { maxQueued: 100_000, maxHeld: 10_000, maxBodyMemoryBytes: 2 ** 28 },
     };
   }
 
@@ -177,6 +191,14 @@ export class Sim {
         await pause();
         return process.alive || late ? result : never;
       },
+      // Written lazily: a crash may be faster.
+      answered: (id) => {
+        this.clock.timer(this.luck() * 1000, () => {
+          if (!process.alive) return;
+          store.answered(id);
+          this.answered.add(id);
+        });
+      },
       get: read(store.get),
       byKey: read(store.byKey),
       parts: read(store.parts),
@@ -199,6 +221,7 @@ export class Sim {
       const body = change.parts.find(({ kind }) => kind === "body")!;
       const { nonce } = JSON.parse(new TextDecoder().decode(body.bytes)) as { nonce: string };
       this.byNonce.set(nonce, [...(this.byNonce.get(nonce) ?? []), change.record.id]);
+      this.nonces.set(change.record.id, nonce);
     }
     if (change.kind === "change" && result.status === "applied" && before) {
       const { expect, record } = change.transition;

@@ -3,7 +3,7 @@
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from "vitest";
 import type { ChangeSet, Ended, ListQuery, Part, PartKind, ReadyGroup, Store } from "../../src/core/ports.ts";
 import type { Expectation, Owner, RequestRecord, Transition } from "../../src/core/request.ts";
-import { startAtOnce } from "../../src/core/request.ts";
+import { attemptUnderWay, startAtOnce } from "../../src/core/request.ts";
 import {
   aFailure,
   aFullAttempt,
@@ -24,6 +24,7 @@ import {
   starts,
   walk,
 } from "../support/builders.ts";
+import { orphanConformance } from "./orphans.ts";
 
 export interface Opened {
   store: Store;
@@ -123,8 +124,9 @@ export function storeConformance(name: string, open: () => Promise<Opened>): voi
       });
 
       test("stores the first attempt in the same step when the request starts at once", async () => {
-        const { record, attempt } = startAtOnce(aRequest(), { now: start + 5, owner });
-        await accept(record, { attempt, parts: [part("body", "b")] });
+        const record = startAtOnce(aRequest(), { now: start + 5, owner });
+        const attempt = attemptUnderWay(record);
+        await accept(record, { parts: [part("body", "b")] });
         expect(await stored(record.id)).toEqual({
           record,
           attempts: [attempt],
@@ -161,8 +163,8 @@ export function storeConformance(name: string, open: () => Promise<Opened>): voi
         const holder = aRequest();
         await accept(holder, { key });
         const now = await take(holder, starts(owner), completes({ responseId: "chatcmpl-1" }));
-        const { record, attempt } = startAtOnce(aRequest(), { now: start, owner });
-        const late: ChangeSet = { kind: "accept", record, attempt, parts: [part("body", "b")], key };
+        const record = startAtOnce(aRequest(), { now: start, owner });
+        const late: ChangeSet = { kind: "accept", record, parts: [part("body", "b")], key };
         expect(await store.commit(late)).toEqual({ status: "conflict", current: now });
         expect(await stored(record.id)).toEqual(nothing);
         expect(await store.byKey(project, "/e", "k")).toEqual(now);
@@ -301,7 +303,11 @@ export function storeConformance(name: string, open: () => Promise<Opened>): voi
             i === winner ? { status: "applied" } : { status: "conflict", current: won.record },
           );
         }
-        expect(await stored(record.id)).toEqual({ record: won.record, attempts: [won.attempt], parts: [] });
+        expect(await stored(record.id)).toEqual({
+          record: won.record,
+          attempts: [attemptUnderWay(won.record)],
+          parts: [],
+        });
       });
 
       const walks: [string, (owner: Owner) => Move[]][] = [
@@ -322,13 +328,14 @@ export function storeConformance(name: string, open: () => Promise<Opened>): voi
 
       test.each(walks)("follows a request that is %s", async (_, moves) => {
         const record = await accept(aRequest());
-        const attempts = new Map<number, Transition["attempt"]>();
+        const ended: Transition["attempt"][] = [];
         for (const transition of walk(record, ...moves(owner))) {
           await commit({ kind: "change", transition });
-          const { attempt } = transition;
-          if (attempt) attempts.set(attempt.number, { ...attempts.get(attempt.number), ...attempt });
-          expect(await store.get(record.id)).toEqual(transition.record);
-          expect(await store.attempts(record.id)).toEqual([...attempts.values()]);
+          const { attempt, record: moved } = transition;
+          if (attempt) ended.push(attempt);
+          const underWay = moved.state === "processing" ? [attemptUnderWay(moved)] : [];
+          expect(await store.get(record.id)).toEqual(moved);
+          expect(await store.attempts(record.id)).toEqual([...ended, ...underWay]);
         }
       });
 
@@ -432,22 +439,15 @@ export function storeConformance(name: string, open: () => Promise<Opened>): voi
         expect((await store.get(named.id))!.error).toEqual(aFailure({ param: "messages[0].content" }));
       });
 
-      test("of an attempt with every field set, at the end and at the accept", async () => {
-        const full = aFullAttempt();
-        const { requestId, number, round, upstream, model, startedAt } = full;
-        const begun = anAttempt({ requestId, number, round, upstream, model, startedAt });
-        const processing = aFullRecord({ id: requestId });
-        await accept(processing, { attempt: begun });
-        expect(await store.attempts(requestId)).toEqual([begun]);
-        await commit({
-          kind: "change",
-          transition: { expect: processing, record: processing, attempt: full },
-        });
-        expect(await store.attempts(requestId)).toEqual([full]);
-
-        const another = aFullAttempt();
-        await accept(aFullRecord({ id: another.requestId }), { attempt: another });
-        expect(await store.attempts(another.requestId)).toEqual([another]);
+      test("of an attempt with every field set, while it is under way and at its end", async () => {
+        const processing = aFullRecord();
+        await accept(processing);
+        const begun = attemptUnderWay(processing);
+        expect(await store.attempts(processing.id)).toEqual([begun]);
+        const full = { ...aFullAttempt(), ...begun, counted: true };
+        const record: RequestRecord = { ...processing, state: "retrying", owner: undefined };
+        await commit({ kind: "change", transition: { expect: processing, record, attempt: full } });
+        expect(await store.attempts(processing.id)).toEqual([full]);
       });
 
       test("of an attempt with no optional field, and gives no null", async () => {
@@ -1047,6 +1047,8 @@ export function storeConformance(name: string, open: () => Promise<Opened>): voi
         await committed;
       });
     });
+
+    orphanConformance(open);
 
     test("has space for new work", () => {
       expect(store.hasSpace()).toBe(true);

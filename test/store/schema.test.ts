@@ -1,11 +1,12 @@
-import { mkdtempSync, rmSync } from "node:fs";
+import { mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type Database from "better-sqlite3";
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from "vitest";
+import type { ChangeSet, CommitResult, PartKind } from "../../src/core/ports.ts";
 import { Engine } from "../../src/store/sqlite/engine.ts";
 import { schemaVersion } from "../../src/store/sqlite/migrations.ts";
-import { aRecord, completes, start, starts, walk } from "../support/builders.ts";
+import { aRecord, completes, retries, start, starts, walk } from "../support/builders.ts";
 import { KeptDatabase } from "../support/database.ts";
 
 interface Column {
@@ -22,6 +23,7 @@ type Row = Record<string, unknown>;
 
 const owner = { node: "local", epoch: 1 };
 const lane = "fake/gpt-test";
+const callHash = "ab".repeat(32);
 
 let dir: string;
 let path: string;
@@ -35,6 +37,15 @@ const columns = (table: string): string[] =>
   rows<Column>(`SELECT name FROM pragma_table_info(?)`, table).map(({ name }) => name);
 const foreignKeys = (table: string): ForeignKey[] =>
   rows<ForeignKey>(`SELECT * FROM pragma_foreign_key_list(?)`, table);
+
+/** The column that numbers the rows of a table, which needs no index of its own. */
+const rowKey = (table: string): string | undefined => {
+  const keys = rows<{ name: string; type: string }>(
+    "SELECT name, type FROM pragma_table_info(?) WHERE pk > 0",
+    table,
+  );
+  return keys.length === 1 && keys[0]!.type === "INTEGER" ? keys[0]!.name : undefined;
+};
 
 /** Columns of each index of a table, among them its primary key; whole ones only, unless asked. */
 function indexes(table: string): { name: string; unique: boolean; partial: boolean; columns: string[] }[] {
@@ -56,7 +67,7 @@ beforeAll(() => {
   path = join(dir, "outlast.db");
   engine = new Engine(path, { readonly: false });
   engine.nextEpoch(owner.node, start);
-  const record = aRecord({ tags: ["t"], idempotencyKey: "k" });
+  const record = aRecord({ tags: ["t"], idempotencyKey: "k", callHash });
   const key = { project: record.project, endpoint: record.endpoint, key: "k" };
   const parts = [{ kind: "body" as const, seq: 0, bytes: Buffer.from("b") }];
   const [begun, ended] = walk(record, starts(owner), completes());
@@ -84,7 +95,7 @@ const children = (): string[] => tables.filter((table) => table !== "nodes" && t
 describe("every table", () => {
   test("is filled by these tests", () => {
     expect(tables).toEqual(
-      expect.arrayContaining(["nodes", "requests", "idempotency_keys", "parts", "attempts"]),
+      expect.arrayContaining(["nodes", "requests", "idempotency_keys", "parts", "attempts", "held"]),
     );
     expect(tables.filter((table) => count(table) === 0)).toEqual([]);
   });
@@ -107,7 +118,8 @@ describe("every table", () => {
     for (const table of children()) {
       for (const { from } of foreignKeys(table)) {
         const leading = indexes(table).filter((index) => !index.partial && index.columns[0] === from);
-        expect(leading.length, `${table}.${from}`).toBeGreaterThan(0);
+        const isRow = rowKey(table) === from;
+        expect(leading.length > 0 || isRow, `${table}.${from}`).toBe(true);
       }
     }
   });
@@ -195,16 +207,17 @@ test.each([
 describe("a query of the scheduler", () => {
   const group = { lane, priority: "default", project: "default" } as const;
 
-  /** The plan of the statement that the engine prepares for a read. */
+  /** The plans of the statements that the engine prepares for a read. */
   function plan(read: (engine: Engine) => void): string[] {
     const fresh = new Engine(path, { readonly: true });
     const { statements } = fresh as unknown as { statements: Map<string, unknown> };
     read(fresh);
-    const [sql, ...others] = statements.keys();
+    const texts = [...statements.keys()];
     fresh.close();
-    expect(others).toEqual([]);
-    const values = Array(sql!.split("?").length - 1).fill(null);
-    return rows<{ detail: string }>(`EXPLAIN QUERY PLAN ${sql}`, ...values).map(({ detail }) => detail);
+    return texts.flatMap((sql) => {
+      const values = Array(sql.split("?").length - 1).fill(null);
+      return rows<{ detail: string }>(`EXPLAIN QUERY PLAN ${sql}`, ...values).map(({ detail }) => detail);
+    });
   }
 
   test.each<[string, (engine: Engine) => void, string]>([
@@ -248,6 +261,214 @@ describe("a query of the scheduler", () => {
       expect.arrayContaining(["requests_ready", "requests_deadline", "requests_processing"]),
     );
   });
+});
+
+describe("a statement of the writer", () => {
+  const at = start;
+  const forgetBefore = start - 1;
+  const repeats = { orphanedAfter: 0, isRetry: true, failedAfter: 0 };
+  const changes: [string, ChangeSet, string[]][] = [
+    [
+      "what a keyless call may get",
+      { kind: "accept", record: aRecord({ callHash: "cd".repeat(32) }), parts: [], repeats },
+      [
+        "SEARCH held USING INDEX held_orphans (call_hash=? AND orphaned_at>?)",
+        "SEARCH requests USING INTEGER PRIMARY KEY (rowid=?)",
+        "SEARCH requests USING INDEX requests_failed_calls (call_hash=? AND ended_at>?)",
+      ],
+    ],
+    [
+      "an orphan, and those that are too old",
+      { kind: "orphaned", id: "req_none", at, contentSent: false, forgetBefore },
+      [
+        "SEARCH held USING INTEGER PRIMARY KEY (rowid=?)",
+        "SEARCH held USING COVERING INDEX held_age (orphaned_at<?)",
+      ],
+    ],
+    [
+      "an answered call",
+      { kind: "answered", ids: ["req_none"] },
+      ["SEARCH held USING INTEGER PRIMARY KEY (rowid=?)", "SEARCH requests USING COVERING INDEX"],
+    ],
+  ];
+
+  /** The plans of the statements about held calls that a change takes. */
+  function plan(change: ChangeSet): string[] {
+    const own = join(dir, "plan.db");
+    const fresh = new Engine(own, { readonly: false });
+    fresh.commitAll([change]);
+    const { statements } = fresh as unknown as { statements: Map<string, unknown> };
+    const texts = [...statements.keys()].filter((text) => /\bheld\b|call_hash = /.test(text));
+    fresh.close();
+    for (const end of ["", "-wal", "-shm"]) rmSync(own + end, { force: true });
+    return texts.flatMap((text) => {
+      const values = Array(text.split("?").length - 1).fill(null);
+      return rows<{ detail: string }>(`EXPLAIN QUERY PLAN ${text}`, ...values).map(({ detail }) => detail);
+    });
+  }
+
+  test.each(changes)(
+    "for %s goes along its indexes, scans nothing and sorts nothing",
+    (_, change, expected) => {
+      const details = plan(change);
+      expect(details.filter((detail) => /SCAN|TEMP B-TREE/.test(detail))).toEqual([]);
+      for (const start of expected) {
+        expect(
+          details.some((detail) => detail.startsWith(start)),
+          `${start} in ${details.join("; ")}`,
+        ).toBe(true);
+      }
+    },
+  );
+});
+
+describe("a file of schema 1", () => {
+  const released = readFileSync(new URL("./released/schema-1.sql", import.meta.url), "utf8");
+  const second = { node: "local", epoch: 2 };
+  let own: string;
+  let old: Database.Database;
+  let today: Engine;
+
+  /** A table as the old file has it, by one of its columns. */
+  const inOld = <T = Row>(sql: string): T[] => old.prepare(sql).all() as T[];
+
+  beforeEach(() => {
+    own = join(dir, "old.db");
+    const file = new KeptDatabase(own);
+    file.exec(released);
+    file.close();
+    old = new KeptDatabase(":memory:");
+    old.exec(released);
+    today = new Engine(own, { readonly: false });
+  });
+  afterEach(() => {
+    today.close();
+    old.close();
+    for (const end of ["", "-wal", "-shm"]) rmSync(own + end, { force: true });
+  });
+
+  test("has the newest schema when it was opened, the same as a new file", () => {
+    const fresh = join(dir, "fresh.db");
+    new Engine(fresh, { readonly: false }).close();
+    const schemaOf = (file: string) => {
+      const one = new KeptDatabase(file, { readonly: true });
+      const found = {
+        version: one.pragma("user_version"),
+        indexes: one.prepare("SELECT name, sql FROM sqlite_master WHERE type = 'index' ORDER BY name").all(),
+        columns: one
+          .prepare(
+            `SELECT t.name AS "table", c.* FROM sqlite_master t, pragma_table_info(t.name) c
+              WHERE t.type = 'table' ORDER BY t.name, c.cid`,
+          )
+          .all(),
+        integrity: one.pragma("integrity_check"),
+        references: one.prepare("SELECT * FROM pragma_foreign_key_check").all(),
+      };
+      one.close();
+      return found;
+    };
+    const found = schemaOf(own);
+    expect(found).toEqual(schemaOf(fresh));
+    expect(found).toMatchObject({ version: schemaVersion, integrity: "ok", references: [] });
+  });
+
+  test("still has every request as it was", () => {
+    const rowsBefore = inOld<Record<string, unknown>>("SELECT * FROM requests ORDER BY seq");
+    expect(new Set(rowsBefore.map(({ state }) => state)).size).toBe(6);
+    const listed = today.list({ project: "default", order: "asc", limit: 100 });
+    expect(listed.map(({ id }) => id)).toEqual(rowsBefore.map(({ id }) => id));
+    for (const [i, record] of listed.entries()) {
+      const row = rowsBefore[i]!;
+      expect(record).toMatchObject({
+        state: row.state,
+        lane: row.lane,
+        attempt: row.attempt,
+        counted: row.counted,
+        throttled: row.throttled,
+        createdAt: row.created_at,
+        updatedAt: row.updated_at,
+        deadlineAt: row.deadline_at,
+        terms: JSON.parse(row.terms as string),
+        tags: row.tags === null ? [] : JSON.parse(row.tags as string),
+      });
+      expect(record.error).toEqual(row.error === null ? undefined : JSON.parse(row.error as string));
+      expect(record.responseId).toBe(row.response_id ?? undefined);
+      expect(record.endedAt).toBe(row.ended_at ?? undefined);
+      expect(record.owner?.epoch).toBe(row.owner_epoch ?? undefined);
+      expect(record.callHash).toBe(hex(row.call_hash));
+      expect(record.fingerprint).toBe(hex(row.fingerprint));
+    }
+  });
+
+  test("still has every attempt, also those under way, and every key and part", () => {
+    const attempts = inOld<{
+      id: string;
+      number: number;
+      started_at: number;
+      ended_at: number | null;
+      verdict: string;
+    }>("SELECT id, attempts.* FROM attempts JOIN requests ON seq = request_seq ORDER BY seq, number");
+    expect(attempts.some(({ ended_at }) => ended_at === null)).toBe(true);
+    for (const id of new Set(attempts.map((one) => one.id))) {
+      const those = attempts.filter((one) => one.id === id);
+      expect(today.attempts(id)).toMatchObject(
+        those.map(({ number, started_at, ended_at, verdict }) => ({
+          number,
+          startedAt: started_at,
+          ...(ended_at === null ? {} : { endedAt: ended_at, verdict }),
+        })),
+      );
+      expect(today.attempts(id)).toHaveLength(those.length);
+    }
+    for (const { key, id } of inOld<{ key: string; id: string }>(
+      "SELECT key, id FROM idempotency_keys JOIN requests ON seq = request_seq",
+    )) {
+      expect(today.byKey("default", "chat.completions", key)?.id).toBe(id);
+    }
+    for (const { id, kind, bytes } of inOld<{ id: string; kind: PartKind; bytes: Buffer }>(
+      "SELECT id, kind, bytes FROM parts JOIN requests ON requests.seq = request_seq",
+    )) {
+      expect(today.parts(id, [kind]).map((part) => Buffer.from(part.bytes))).toEqual([bytes]);
+    }
+  });
+
+  test("goes on: what was interrupted is found, and can be finished", () => {
+    expect(today.nextEpoch("local", start)).toBe(second.epoch);
+    const interrupted = today.interrupted(second, 10).map(({ id }) => id);
+    expect(interrupted).toEqual(["req_held_processing", "req_held_second_attempt", "req_keyed_processing"]);
+    const [transition] = walk(today.get("req_held_second_attempt")!, completes());
+    expect(today.commitAll([{ kind: "change", transition: transition! }])).toEqual([{ status: "applied" }]);
+    expect(today.attempts("req_held_second_attempt")).toMatchObject([
+      { number: 1, verdict: "transient" },
+      { number: 2, verdict: "success" },
+    ]);
+  });
+
+  test("has its keyless calls that were under way become orphans; what had ended is nobody's", () => {
+    const repeats = { orphanedAfter: 0, isRetry: true, failedAfter: Number.MAX_SAFE_INTEGER };
+    expect(today.commitAll([{ kind: "all_orphaned", at: start, forgetBefore: 0 }])).toEqual([
+      { status: "applied" },
+    ]);
+    const got = inOld<{ id: string; call_hash: Buffer }>(
+      "SELECT id, call_hash FROM requests WHERE call_hash IS NOT NULL ORDER BY seq",
+    ).map(({ id, call_hash }) => {
+      const call = aRecord({ callHash: call_hash.toString("hex") });
+      const [result] = today.commitAll([{ kind: "accept", record: call, parts: [], repeats }]);
+      return [id, (result as CommitResult).status];
+    });
+    expect(Object.fromEntries(got)).toEqual({
+      req_held_queued: "adopted",
+      req_held_processing: "adopted",
+      req_held_retrying: "adopted",
+      req_held_second_attempt: "adopted",
+      req_held_completed: "applied",
+      req_held_failed: "applied",
+      req_held_gave_up: "applied",
+      req_held_cancelled: "applied",
+    });
+  });
+
+  const hex = (bytes: unknown) => (bytes === null ? undefined : (bytes as Buffer).toString("hex"));
 });
 
 describe("a file", () => {
@@ -300,14 +521,13 @@ describe("a file", () => {
 });
 
 test("a request that is deleted takes its children along, and no others", () => {
-  const kept = aRecord();
+  const kept = aRecord({ callHash });
   const key = { project: kept.project, endpoint: kept.endpoint, key: "kept" };
   const parts = [{ kind: "body" as const, seq: 0, bytes: Buffer.from("b") }];
-  const [transition] = walk(kept, starts(owner));
-  engine.commitAll([
-    { kind: "accept", record: kept, parts, key },
-    { kind: "change", transition: transition! },
-  ]);
+  const changes = walk(kept, starts(owner), retries()).map(
+    (transition): ChangeSet => ({ kind: "change", transition }),
+  );
+  engine.commitAll([{ kind: "accept", record: kept, parts, key }, ...changes]);
   for (const table of children()) expect(count(table), table).toBe(2);
   db.prepare("DELETE FROM requests WHERE id <> ?").run(kept.id);
   for (const table of children()) expect(count(table), table).toBe(1);

@@ -1,6 +1,6 @@
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
-import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { mkdirSync, mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type Database from "better-sqlite3";
@@ -136,7 +136,6 @@ describe("the file", () => {
     expect(pragma("synchronous")).toBe(2);
     expect(pragma("foreign_keys")).toBe(1);
     expect(pragma("trusted_schema")).toBe(0);
-    expect(pragma("wal_autocheckpoint")).toBe(1000);
     engine.close();
     writer.close();
   });
@@ -454,18 +453,35 @@ describe("free space", () => {
     expect(told).toEqual([]);
   });
 
-  test("that runs out refuses a whole batch, keeps what was there, and goes on when there is room", () => {
+  test("that runs out refuses what does not fit, keeps what does, and goes on when there is room", () => {
     const engine = new Engine(path, { readonly: false });
     const kept = aRecord();
     engine.commitAll([accept(kept)]);
     const pages = pragmaOf(connection(engine), "page_count") as number;
     pragmaOf(connection(engine), `max_page_count = ${pages}`);
     const batch = [aRecord(), aRecord()].map((record) => accept(record, { parts: [body("x".repeat(1e5))] }));
-    const results = engine.commitAll([accept(aRecord()), ...batch]);
-    expect(results.map(diskErrorKind)).toEqual(["full", "full", "full"]);
-    expect(engine.list({ project: "default", order: "asc", limit: 9 })).toEqual([kept]);
+    const fits = aRecord();
+    const [first, second, third] = engine.commitAll([batch[0]!, accept(fits), batch[1]!]);
+    expect([first, third].map(diskErrorKind)).toEqual(["full", "full"]);
+    expect(second).toEqual(applied);
+    expect(engine.list({ project: "default", order: "asc", limit: 9 })).toEqual([kept, fits]);
     pragmaOf(connection(engine), `max_page_count = ${2 ** 30}`);
     expect(engine.commitAll(batch)).toEqual([applied, applied]);
+    engine.close();
+  });
+});
+
+describe("the log", () => {
+  test("is copied into the database when it has grown long, and starts anew", () => {
+    const engine = new Engine(path, { readonly: false });
+    for (let n = 0; n < 60; n++) {
+      expect(engine.commitAll([accept(aRecord(), { parts: [body("x".repeat(400_000))] })])).toEqual([
+        applied,
+      ]);
+    }
+    // All together are 24 MB; long is 8 MB.
+    expect(statSync(`${path}-wal`).size).toBeLessThan(9e6);
+    expect(statSync(path).size).toBeGreaterThan(15e6);
     engine.close();
   });
 });

@@ -96,6 +96,7 @@ export async function startOutlast(options: OutlastOptions = {}): Promise<Outlas
     OUTLAST_PORT: "0",
     OUTLAST_DATA_DIR: dir,
     OUTLAST_STORE_MIN_FREE_DISK: "0",
+    OUTLAST_DRAIN_DELAY: "0",
     ...options.env,
   };
   const config = loadConfig({ env, file });

@@ -36,7 +36,6 @@ export function record(some: Partial<RequestRecord> = {}): RequestRecord {
     excluded: [],
     owner: state === "processing" ? { node: "local", epoch: 1 } : undefined,
     terms: terms(),
-    answered: false,
     duplicatePossible: false,
     tags: [],
     ...some,

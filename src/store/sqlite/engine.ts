@@ -1,14 +1,33 @@
 /** SQLite itself: one connection, everything synchronous. Runs in a worker thread, or in process for `:memory:`. */
 
 import Database from "better-sqlite3";
-import type { ChangeSet, CommitResult, ListQuery, Part, PartKind, ReadyGroup } from "../../core/ports.ts";
-import type { AttemptRecord, Expectation, Owner, Priority, RequestRecord } from "../../core/request.ts";
+import type {
+  ChangeSet,
+  CommitResult,
+  ListQuery,
+  Part,
+  PartKind,
+  ReadyGroup,
+  Repeats,
+} from "../../core/ports.ts";
+import {
+  type AttemptRecord,
+  attemptUnderWay,
+  type Owner,
+  type Priority,
+  type RequestRecord,
+  reasonsInVain,
+} from "../../core/request.ts";
 import { keep } from "./keep.ts";
 import { assertOurs, migrate } from "./migrations.ts";
+import { type Op, opOf } from "./op.ts";
 import * as rows from "./rows.ts";
 
 /** The WAL-reset bug of 3.7.0–3.51.2 can corrupt a file (research: sqlite.org/wal.html, fixed in 3.51.3). */
 const oldestVersion = "3.51.3";
+
+/** The log is copied into the database when it holds this many pages. */
+const longLogPages = 1000;
 
 const marks = (count: number): string => Array(count).fill("?").join(", ");
 const isReady = "state IN ('queued', 'retrying')";
@@ -29,9 +48,49 @@ export type Reads = Pick<
   | "interrupted"
 >;
 
+const applied: CommitResult = { status: "applied" };
+
+const acceptColumns = [...rows.fixedColumns, ...rows.roundColumns, ...rows.changingColumns];
+const isHash = (column: string): boolean => column === "fingerprint" || column === "call_hash";
+const settings = (columns: string[]): string => columns.map((column) => `${column} = ?`).join(", ");
+const fence = "id = ? AND state = ? AND attempt = ? AND round = ? AND owner_node IS ? AND owner_epoch IS ?";
+
+/** Statements of the writer. Constants, because they are found by their text. */
+const sql = {
+  insertRequest: `INSERT INTO requests (${acceptColumns.join(", ")})
+    VALUES (${acceptColumns.map((column) => (isHash(column) ? "unhex(?)" : "?")).join(", ")})`,
+  insertKey: "INSERT INTO idempotency_keys (project, endpoint, key, request_seq) VALUES (?, ?, ?, ?)",
+  insertHeld: "INSERT INTO held (request_seq, call_hash) VALUES (?, unhex(?))",
+  insertAttempt: `INSERT INTO attempts (request_seq, ${rows.attemptColumns.join(", ")})
+    VALUES (${marks(rows.attemptColumns.length + 1)})`,
+  insertPart: "INSERT INTO parts (request_seq, kind, seq, bytes) VALUES (?, ?, ?, ?)",
+  update: `UPDATE requests SET ${settings(rows.changingColumns)} WHERE ${fence}`,
+  updateRound: `UPDATE requests SET ${settings([...rows.changingColumns, ...rows.roundColumns])} WHERE ${fence}`,
+  dropAnswer: "DELETE FROM parts WHERE request_seq = ? AND kind IN ('answer_head', 'answer')",
+  pruneThrottled: `DELETE FROM attempts WHERE request_seq = ?1 AND verdict = 'throttled' AND number <=
+    (SELECT number FROM attempts WHERE request_seq = ?1 AND verdict = 'throttled'
+      ORDER BY number DESC LIMIT 1 OFFSET ?2)`,
+  orphan: `SELECT requests.* FROM held JOIN requests ON seq = request_seq
+    WHERE held.call_hash = unhex(?) AND orphaned_at > ? AND content_sent <= ?
+      AND state IN ('queued', 'processing', 'retrying', 'completed')
+    ORDER BY orphaned_at, request_seq LIMIT 1`,
+  failedCall: `SELECT * FROM requests WHERE call_hash = unhex(?) AND state = 'failed' AND ended_at > ?
+    AND end_reason IN (${marks(reasonsInVain.length)}) ORDER BY ended_at DESC LIMIT 1`,
+  orphaned: `UPDATE held SET orphaned_at = ?, content_sent = max(content_sent, ?)
+    WHERE request_seq = (SELECT seq FROM requests WHERE id = ?) AND orphaned_at IS NULL`,
+  allOrphaned: `UPDATE held SET orphaned_at = ?, content_sent =
+      max(content_sent, (SELECT state = 'completed' FROM requests WHERE seq = request_seq))
+    WHERE orphaned_at IS NULL`,
+  forgetSomeOrphans: `DELETE FROM held WHERE request_seq IN
+    (SELECT request_seq FROM held WHERE orphaned_at <= ? ORDER BY orphaned_at LIMIT 16)`,
+  forgetHeld: "DELETE FROM held WHERE request_seq = (SELECT seq FROM requests WHERE id = ?)",
+};
+
 export class Engine {
   private readonly db: Database.Database;
   private readonly statements = new Map<string, Database.Statement>();
+  /** Rows of requests that were accepted by this connection and are being processed. */
+  private readonly liveSeqs = new Map<string, number>();
 
   /** @throws Error when the file cannot be opened, is not a database, or comes from a newer version. */
   constructor(path: string, options: { readonly: boolean; synchronous?: "FULL" | "NORMAL" }) {
@@ -55,8 +114,13 @@ export class Engine {
       // Both take effect only before the first table is made.
       this.db.exec("PRAGMA page_size = 8192");
       this.db.exec("PRAGMA auto_vacuum = INCREMENTAL");
-      this.db.exec("PRAGMA journal_mode = WAL");
-      this.db.exec("PRAGMA wal_autocheckpoint = 1000");
+      const mode = keep(this.db.prepare("PRAGMA journal_mode = WAL")).pluck().get();
+      if (mode !== "wal" && !this.db.memory) {
+        throw new Error(
+          "The file system of the database cannot share memory, which SQLite's WAL mode needs.",
+        );
+      }
+      this.db.exec("PRAGMA wal_autocheckpoint = 0");
       this.db.exec(`PRAGMA journal_size_limit = ${64 * 1024 * 1024}`);
     }
     // better-sqlite3 is compiled with NORMAL for WAL, which loses acknowledged commits on a power cut.
@@ -73,115 +137,155 @@ export class Engine {
   nextEpoch(node: string, now: number): number {
     const sql = `INSERT INTO nodes (node, epoch, started_at) VALUES (?, 1, ?)
       ON CONFLICT (node) DO UPDATE SET epoch = epoch + 1, started_at = excluded.started_at RETURNING epoch`;
-    return this.statement(sql).pluck().get(node, now) as number;
+    // By itself the statement would commit where it is reset, and nobody asks whether that went well.
+    return this.inTransaction(() => this.statement(sql).pluck().get(node, now) as number);
   }
 
   /**
    * Applies changes in one transaction, in order. A change whose expectation fails is a conflict and writes
-   * nothing; the others are not affected. Should a statement throw, the changes are applied one by one, so
-   * that a fault takes down only its own change; where the disk is at fault, all are refused.
+   * nothing; the others are not affected. Should a statement throw, or the disk be too full for all of them,
+   * the changes are applied one by one, so that a fault takes down only its own change, and what fits is kept;
+   * where the disk is in doubt, all are refused.
    */
   commitAll(changes: ChangeSet[]): (CommitResult | Error)[] {
+    return this.writeAll(changes.map(opOf));
+  }
+
+  /** `commitAll` for changes that are values already. */
+  writeAll(ops: Op[]): (CommitResult | Error)[] {
     try {
-      return this.inTransaction(changes);
+      this.checkpoint();
+      return this.inTransaction(() => ops.map((op) => this.apply(op)));
     } catch (error) {
-      if (isDiskError(error)) return changes.map(() => error as Error);
-      return changes.map((change) => {
+      let doubt = diskErrorKind(error) === "failed" ? (error as Error) : undefined;
+      return ops.map((op) => {
+        // After a failed sync the next one may succeed without having written anything.
+        if (doubt) return doubt;
         try {
-          return this.inTransaction([change])[0]!;
+          return this.inTransaction(() => this.apply(op));
         } catch (own) {
+          if (diskErrorKind(own) === "failed") doubt = own as Error;
           return own as Error;
         }
       });
     }
   }
 
-  private inTransaction(changes: ChangeSet[]): CommitResult[] {
+  /**
+   * Copies a log that has grown long into the database. SQLite would do so by itself after a commit, and keep it
+   * to itself when the disk fails. A full disk is left to the next write to tell.
+   */
+  private checkpoint(): void {
+    const { log } = this.statement("PRAGMA wal_checkpoint(NOOP)").get() as { log: number };
+    if (log < longLogPages) return;
+    try {
+      this.statement("PRAGMA wal_checkpoint(PASSIVE)").get();
+    } catch (error) {
+      if (diskErrorKind(error) !== "full") throw error;
+    }
+  }
+
+  private inTransaction<T>(work: () => T): T {
     this.statement("BEGIN IMMEDIATE").run();
     try {
-      const results = changes.map((change) => this.apply(change));
+      const result = work();
       this.statement("COMMIT").run();
-      return results;
+      return result;
     } catch (error) {
       // A full disk rolls back by itself.
       if (this.db.inTransaction) this.statement("ROLLBACK").run();
+      this.liveSeqs.clear();
       throw error;
     }
   }
 
-  private apply(change: ChangeSet): CommitResult {
-    return change.kind === "accept" ? this.accept(change) : this.change(change);
+  private apply(op: Op): CommitResult {
+    switch (op.kind) {
+      case "accept":
+        return this.accept(op);
+      case "change":
+        return this.change(op);
+      case "orphaned":
+        return this.orphaned(op);
+      case "all_orphaned":
+        return this.allOrphaned(op);
+      case "answered":
+        return this.answered(op);
+    }
   }
 
-  private accept({ record, attempt, parts, key }: Extract<ChangeSet, { kind: "accept" }>): CommitResult {
+  private accept({ id, row, key, callHash, repeats, isLive, parts }: Extract<Op, { kind: "accept" }>) {
     if (key) {
       const current = this.byKey(key.project, key.endpoint, key.key);
-      if (current) return { status: "conflict", current };
+      if (current) return { status: "conflict" as const, current };
     }
-    const sql = `INSERT INTO requests (${[...rows.fixedColumns, ...rows.changingColumns].join(", ")})
-      VALUES (${marks(rows.fixedColumns.length + rows.changingColumns.length)})`;
-    const values = [...rows.fixedValues(record), ...rows.changingValues(record)];
-    const seq = this.statement(sql).run(...values).lastInsertRowid as number;
-    if (key) {
-      this.statement(
-        "INSERT INTO idempotency_keys (project, endpoint, key, request_seq) VALUES (?, ?, ?, ?)",
-      ).run(key.project, key.endpoint, key.key, seq);
-    }
-    if (attempt) this.insertAttempt(seq, attempt);
+    const known = callHash !== undefined && repeats && this.repeated(callHash, repeats);
+    if (known) return known;
+    const seq = this.statement(sql.insertRequest).run(row).lastInsertRowid as number;
+    if (key) this.statement(sql.insertKey).run(key.project, key.endpoint, key.key, seq);
+    if (callHash !== undefined) this.statement(sql.insertHeld).run(seq, callHash);
+    if (isLive) this.liveSeqs.set(id, seq);
     this.insertParts(seq, parts);
-    return { status: "applied" };
+    return applied;
   }
 
-  private change({ transition, parts, dropAnswer }: Extract<ChangeSet, { kind: "change" }>): CommitResult {
-    const { expect, record, attempt, keepThrottled } = transition;
-    const seq = this.compareAndSet(expect, record);
-    if (seq === undefined) return { status: "conflict", current: this.get(record.id) };
-    if (attempt?.endedAt !== undefined) this.endAttempt(seq, attempt);
-    else if (attempt) this.insertAttempt(seq, attempt);
-    if (keepThrottled !== undefined) this.pruneThrottled(seq, keepThrottled);
-    if (dropAnswer) {
-      this.statement("DELETE FROM parts WHERE request_seq = ? AND kind IN ('answer_head', 'answer')").run(
-        seq,
-      );
+  /** What an equal call left behind. An orphan is given to this caller in the same transaction, so to one only. */
+  private repeated(callHash: string, repeats: Repeats): CommitResult | undefined {
+    const { orphanedAfter, isRetry, failedAfter } = repeats;
+    const orphan = this.statement(sql.orphan).get(callHash, orphanedAfter, isRetry ? 1 : 0);
+    if (orphan) {
+      const row = orphan as rows.RequestRow;
+      this.statement("UPDATE held SET orphaned_at = NULL WHERE request_seq = ?").run(row.seq);
+      return { status: "adopted", current: rows.toRecord(row) };
     }
-    if (parts) this.insertParts(seq, parts);
-    return { status: "applied" };
+    const failed = this.one(sql.failedCall, callHash, failedAfter, ...reasonsInVain);
+    return failed && { status: "echoed", current: failed };
   }
 
-  private compareAndSet(expect: Expectation, record: RequestRecord): number | undefined {
-    const sql = `UPDATE requests SET ${rows.changingColumns.map((column) => `${column} = ?`).join(", ")}
-      WHERE id = ? AND state = ? AND attempt = ? AND round = ? AND owner_node IS ? AND owner_epoch IS ?
-      RETURNING seq`;
-    const { state, attempt, round, owner } = expect;
-    const fence = [record.id, state, attempt, round, owner?.node ?? null, owner?.epoch ?? null];
-    return this.statement(sql)
-      .pluck()
-      .get(...rows.changingValues(record), ...fence) as number | undefined;
+  private orphaned(mark: Extract<Op, { kind: "orphaned" }>): CommitResult {
+    this.statement(sql.orphaned).run(mark.at, mark.contentSent ? 1 : 0, mark.id);
+    // Every new one sweeps out a few old ones: there are never many, and nobody has to think of it.
+    this.statement(sql.forgetSomeOrphans).run(mark.forgetBefore);
+    return applied;
   }
 
-  private insertAttempt(seq: number, attempt: AttemptRecord): void {
-    const sql = `INSERT INTO attempts (request_seq, ${rows.attemptColumns.join(", ")})
-      VALUES (${marks(rows.attemptColumns.length + 1)})`;
-    this.statement(sql).run(seq, ...rows.attemptValues(attempt));
+  private allOrphaned({ at, forgetBefore }: Extract<Op, { kind: "all_orphaned" }>): CommitResult {
+    this.statement("DELETE FROM held WHERE orphaned_at <= ?").run(forgetBefore);
+    this.statement(sql.allOrphaned).run(at);
+    return applied;
   }
 
-  private endAttempt(seq: number, attempt: AttemptRecord): void {
-    const columns = rows.attemptColumns.slice(5);
-    const sql = `UPDATE attempts SET ${columns.map((column) => `${column} = ?`).join(", ")}
-      WHERE request_seq = ? AND number = ?`;
-    this.statement(sql).run(...rows.attemptValues(attempt).slice(5), seq, attempt.number);
+  private answered({ ids }: Extract<Op, { kind: "answered" }>): CommitResult {
+    const forget = this.statement(sql.forgetHeld);
+    for (const id of ids) forget.run(id);
+    return applied;
+  }
+
+  private change(op: Extract<Op, { kind: "change" }>): CommitResult {
+    const { id, row, round, fence, isLive, attempt, keepThrottled, dropAnswer, parts } = op;
+    // The fence is a compare-and-set: whoever lost the request changes nothing.
+    const values = round ? [...row, ...round, ...fence] : [...row, ...fence];
+    const { changes } = this.statement(round ? sql.updateRound : sql.update).run(values);
+    if (changes === 0) return { status: "conflict", current: this.get(id) };
+    const seq = this.liveSeqs.get(id) ?? this.seqOf(id);
+    if (!isLive) this.liveSeqs.delete(id);
+    if (attempt) this.statement(sql.insertAttempt).run([seq, ...attempt]);
+    if (keepThrottled !== undefined) this.pruneThrottled(seq, keepThrottled);
+    if (dropAnswer) this.statement(sql.dropAnswer).run(seq);
+    this.insertParts(seq, parts);
+    return applied;
+  }
+
+  private seqOf(id: string): number {
+    return this.statement("SELECT seq FROM requests WHERE id = ?").pluck().get(id) as number;
   }
 
   private pruneThrottled(seq: number, kept: number): void {
-    const sql = `DELETE FROM attempts WHERE request_seq = ?1 AND verdict = 'throttled' AND number <=
-      (SELECT number FROM attempts WHERE request_seq = ?1 AND verdict = 'throttled'
-        ORDER BY number DESC LIMIT 1 OFFSET ?2)`;
-    this.statement(sql).run({ 1: seq, 2: kept });
+    this.statement(sql.pruneThrottled).run({ 1: seq, 2: kept });
   }
 
-  private insertParts(seq: number, parts: Part[]): void {
-    const insert = this.statement("INSERT INTO parts (request_seq, kind, seq, bytes) VALUES (?, ?, ?, ?)");
-    for (const part of parts) insert.run(seq, part.kind, part.seq, part.bytes);
+  private insertParts(seq: number, parts: [PartKind, number, Uint8Array][]): void {
+    for (const [kind, number, bytes] of parts) this.statement(sql.insertPart).run(seq, kind, number, bytes);
   }
 
   get(id: string): RequestRecord | undefined {
@@ -205,10 +309,13 @@ export class Engine {
     return this.statement(sql).all(id, ...kinds) as Part[];
   }
 
+  /** An attempt has a row of its own when it has ended; the one under way stands in its request's row. */
   attempts(id: string): AttemptRecord[] {
     const sql = `SELECT attempts.* FROM attempts JOIN requests ON requests.seq = request_seq
       WHERE id = ? ORDER BY number`;
-    return (this.statement(sql).all(id) as rows.RequestRow[]).map((row) => rows.toAttempt(id, row));
+    const ended = (this.statement(sql).all(id) as rows.RequestRow[]).map((row) => rows.toAttempt(id, row));
+    const record = this.get(id);
+    return record?.state === "processing" ? [...ended, attemptUnderWay(record)] : ended;
   }
 
   list(query: ListQuery): RequestRecord[] {
@@ -296,15 +403,11 @@ function conditions(query: ListQuery): { where: string[]; values: rows.Value[] }
   return { where, values };
 }
 
-/** Errors after which nothing of a transaction can be trusted to be on disk. */
-export function isDiskError(error: unknown): boolean {
-  return diskErrorKind(error) !== undefined;
-}
-
 /** `full`: no space, try later. `failed`: the disk or the file is in doubt. Undefined: a fault of a statement. */
 export function diskErrorKind(error: unknown): "full" | "failed" | undefined {
   const code = error instanceof Error && "code" in error ? String(error.code) : "";
-  if (code === "SQLITE_FULL") return "full";
+  // The log's shared memory could not grow: nothing that is on disk is in doubt.
+  if (code === "SQLITE_FULL" || code === "SQLITE_IOERR_SHMSIZE") return "full";
   return /^SQLITE_(IOERR|CORRUPT|NOTADB|READONLY|CANTOPEN|BUSY|LOCKED|NOMEM|PROTOCOL)/.test(code)
     ? "failed"
     : undefined;

@@ -25,6 +25,7 @@ export function openMemory(engine = new Engine(":memory:", { readonly: false }))
       if (result!.status === "applied") watchers.tell(change);
       return result!;
     },
+    answered: (id) => void engine.commitAll([{ kind: "answered", ids: [id] }]),
     get: read("get"),
     byKey: read("byKey"),
     byResponse: read("byResponse"),

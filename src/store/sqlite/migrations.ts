@@ -112,7 +112,28 @@ CREATE TABLE attempts (
 ) STRICT, WITHOUT ROWID;
 `;
 
-const steps: string[] = [first];
+/** Adoption: who waits for an answer is a small table of its own, so that the hot row is not written again for it. */
+const held = `
+-- Keyless held requests whose caller is not known to have the answer; an orphan has no caller any more.
+CREATE TABLE held (
+  request_seq INTEGER PRIMARY KEY NOT NULL REFERENCES requests (seq) ON DELETE CASCADE,
+  call_hash BLOB NOT NULL CHECK (length(call_hash) = 32),
+  orphaned_at INTEGER,
+  content_sent INTEGER NOT NULL DEFAULT 0 CHECK (content_sent IN (0, 1))
+) STRICT;
+CREATE INDEX held_orphans ON held (call_hash, orphaned_at) WHERE orphaned_at IS NOT NULL;
+CREATE INDEX held_age ON held (orphaned_at) WHERE orphaned_at IS NOT NULL;
+INSERT INTO held (request_seq, call_hash)
+  SELECT seq, call_hash FROM requests
+  WHERE call_hash IS NOT NULL AND state IN ('queued', 'processing', 'retrying');
+ALTER TABLE requests DROP COLUMN answered;
+-- An attempt has a row when it has ended; the one under way stands in its request's row.
+DELETE FROM attempts WHERE ended_at IS NULL;
+CREATE INDEX requests_failed_calls ON requests (call_hash, ended_at)
+  WHERE state = 'failed' AND call_hash IS NOT NULL;
+`;
+
+const steps: string[] = [first, held];
 
 /** Marks a file as ours: "Outl". */
 const applicationId = 0x4f75746c;

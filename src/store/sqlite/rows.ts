@@ -21,7 +21,10 @@ export const fixedColumns = [
   "tags",
 ];
 
-/** Columns that a transition may change. */
+/** Columns that change with a round only. */
+export const roundColumns = ["round", "terms", "deadline_at"];
+
+/** Columns that every transition may change. */
 export const changingColumns = [
   "state",
   "lane",
@@ -29,17 +32,13 @@ export const changingColumns = [
   "updated_at",
   "started_at",
   "ended_at",
-  "deadline_at",
   "attempt",
-  "round",
   "counted",
   "throttled",
   "excluded",
   "unreachable_since",
   "owner_node",
   "owner_epoch",
-  "terms",
-  "answered",
   "duplicate_possible",
   "upstream",
   "served_model",
@@ -54,11 +53,10 @@ export type RequestRow = Record<string, Value>;
 
 const json = (value: unknown): string | null => (value === undefined ? null : JSON.stringify(value));
 const listOrNull = (list: string[]): string | null => (list.length === 0 ? null : JSON.stringify(list));
-const hash = (hex: string | undefined): Uint8Array | null => (hex ? Buffer.from(hex, "hex") : null);
 const hex = (bytes: Value): string | undefined =>
   bytes instanceof Uint8Array ? Buffer.from(bytes).toString("hex") : undefined;
 
-/** Values of `fixedColumns`. */
+/** Values of `fixedColumns`; hashes as hex. */
 export function fixedValues(record: RequestRecord): Value[] {
   return [
     record.id,
@@ -68,10 +66,15 @@ export function fixedValues(record: RequestRecord): Value[] {
     priorityNumber(record.priority),
     record.createdAt,
     record.idempotencyKey ?? null,
-    hash(record.fingerprint),
-    hash(record.callHash),
+    record.fingerprint ?? null,
+    record.callHash ?? null,
     listOrNull(record.tags),
   ];
+}
+
+/** Values of `roundColumns`. */
+export function roundValues(record: RequestRecord): Value[] {
+  return [record.round, JSON.stringify(record.terms), record.deadlineAt];
 }
 
 /** Values of `changingColumns`. */
@@ -83,17 +86,13 @@ export function changingValues(record: RequestRecord): Value[] {
     record.updatedAt,
     record.startedAt ?? null,
     record.endedAt ?? null,
-    record.deadlineAt,
     record.attempt,
-    record.round,
     record.counted,
     record.throttled,
     listOrNull(record.excluded),
     record.unreachableSince ?? null,
     record.owner?.node ?? null,
     record.owner?.epoch ?? null,
-    JSON.stringify(record.terms),
-    record.answered ? 1 : 0,
     record.duplicatePossible ? 1 : 0,
     record.upstream ?? null,
     record.servedModel ?? null,
@@ -135,7 +134,6 @@ export function toRecord(row: RequestRow): RequestRecord {
     idempotencyKey: maybe("idempotency_key"),
     fingerprint: hex(row.fingerprint!),
     callHash: hex(row.call_hash!),
-    answered: row.answered === 1,
     duplicatePossible: row.duplicate_possible === 1,
     tags: parsed("tags", []),
     upstream: maybe("upstream"),

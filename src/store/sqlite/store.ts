@@ -7,9 +7,10 @@
 import { mkdir, statfs } from "node:fs/promises";
 import { dirname } from "node:path";
 import { faultText, StorageError } from "../../core/errors.ts";
-import type { ChangeSet, Clock, CommitResult, Observer, Part, Store } from "../../core/ports.ts";
+import type { ChangeSet, Clock, CommitResult, Observer, Store } from "../../core/ports.ts";
 import { Watchers } from "../watchers.ts";
 import type { Reads } from "./engine.ts";
+import { type Op, opOf, pack } from "./op.ts";
 import { faultError, Thread } from "./thread.ts";
 
 export interface SqliteOptions {
@@ -27,13 +28,18 @@ export interface SqliteOptions {
 
 interface Pending {
   change: ChangeSet;
+  op: Op;
   resolve(result: CommitResult): void;
   reject(error: Error): void;
 }
 
 /** So many changes go into one transaction at most; a longer one would make each of them wait. */
 const batchMax = 512;
+/** Notes that are lazy wait this long at most for a commit that takes them along. */
+const lazyMs = 1000;
 const spaceCheckMs = 1000;
+/** A disk that was too full has room again when this much is free, also where no floor is set. */
+const roomBytes = 1024 * 1024;
 
 export class SqliteStore implements Store {
   /** The number of this start. */
@@ -43,6 +49,9 @@ export class SqliteStore implements Store {
   private readonly options: SqliteOptions;
   private readonly watchers = new Watchers();
   private pending: Pending[] = [];
+  /** Requests whose callers have their answers, not yet written. */
+  private answeredIds: string[] = [];
+  private cancelLazy: (() => void) | undefined;
   private writing = false;
   private space = true;
   private cancelSpaceCheck: () => void = () => {};
@@ -77,9 +86,15 @@ export class SqliteStore implements Store {
   commit(change: ChangeSet): Promise<CommitResult> {
     if (this.closed) return Promise.reject(closedError());
     return new Promise((resolve, reject) => {
-      this.pending.push({ change: compact(change), resolve, reject });
+      this.pending.push({ change, op: opOf(change), resolve, reject });
       if (!this.writing) void this.writeBatches();
     });
+  }
+
+  answered(id: string): void {
+    if (this.closing) return;
+    this.answeredIds.push(id);
+    this.cancelLazy ??= this.options.clock.timer(lazyMs, () => this.flushAnswered());
   }
 
   get: Store["get"] = (id) => this.read("get", id);
@@ -107,6 +122,7 @@ export class SqliteStore implements Store {
 
   private async drainAndClose(): Promise<void> {
     this.cancelSpaceCheck();
+    this.flushAnswered();
     if (this.writing) {
       await new Promise<void>((resolve) => {
         this.onDrained = resolve;
@@ -117,18 +133,36 @@ export class SqliteStore implements Store {
     await this.writer.ask({ kind: "close" }).catch(() => {});
   }
 
+  private flushAnswered(): void {
+    if (this.answeredIds.length === 0) return;
+    this.pending.push(this.takeAnswered());
+    if (!this.writing) void this.writeBatches();
+  }
+
+  /** Not to be told twice: where it cannot be written, no more is lost than in a crash. */
+  private takeAnswered(): Pending {
+    this.cancelLazy?.();
+    this.cancelLazy = undefined;
+    const ids = this.answeredIds;
+    this.answeredIds = [];
+    const change = { kind: "answered" as const, ids };
+    return { change, op: change, resolve() {}, reject() {} };
+  }
+
   private async writeBatches(): Promise<void> {
     this.writing = true;
     // One turn of the microtask queue, so that changes of the same moment share a transaction.
     await undefined;
     while (this.pending.length > 0) {
       const batch = this.pending.splice(0, batchMax);
+      if (this.answeredIds.length > 0) batch.push(this.takeAnswered());
       try {
         // After a failed fsync a second one may succeed without having written anything: no more promises are made.
         if (this.failure) throw this.failure;
-        const reply = await this.writer.ask({ kind: "commit", changes: batch.map(({ change }) => change) });
-        if ("results" in reply)
-          for (const [i, result] of reply.results.entries()) this.finish(batch[i]!, result);
+        const parcel = pack(batch.map(({ op }) => op));
+        const reply = await this.writer.ask({ kind: "commit", parcel }, [parcel.bytes]);
+        const others = new Map("others" in reply ? reply.others : []);
+        for (const [i, one] of batch.entries()) this.finish(one, others.get(i) ?? { status: "applied" });
       } catch (error) {
         for (const { reject } of batch) reject(this.trouble(error));
       }
@@ -154,18 +188,20 @@ export class SqliteStore implements Store {
   /** Takes note of what an error means for the work to come. */
   private trouble(error: unknown): Error {
     const known = error instanceof Error ? error : new Error(String(error));
-    if (!(known instanceof StorageError)) return known;
-    const { kind, message } = known;
+    if (!(known instanceof StorageError) || known === this.failure) return known;
+    const { kind } = known;
+    const message = `The database ${this.options.path}: ${known.message}.`;
+    const named = new StorageError(kind, message);
     if (kind === "full" && this.space) {
       this.space = false;
       this.options.observer.tell({ event: "storage_trouble", kind, message });
     }
     if (kind === "failed" && !this.failure) {
-      this.failure = known;
+      this.failure = named;
       this.options.observer.tell({ event: "storage_trouble", kind, message });
-      this.options.onFailed(known);
+      this.options.onFailed(named);
     }
-    return known;
+    return named;
   }
 
   private async read<N extends keyof Reads>(
@@ -186,7 +222,7 @@ export class SqliteStore implements Store {
     try {
       const { bavail, bsize } = await statfs(dirname(path));
       const had = this.space;
-      this.space = minFreeDiskBytes === 0 || bavail * bsize >= minFreeDiskBytes;
+      this.space = bavail * bsize >= (had ? minFreeDiskBytes : Math.max(minFreeDiskBytes, roomBytes));
       if (had && !this.space) {
         const message = `less than ${minFreeDiskBytes} bytes are free: no new requests are accepted`;
         observer.tell({ event: "storage_trouble", kind: "low", message });
@@ -200,10 +236,3 @@ export class SqliteStore implements Store {
 }
 
 const closedError = () => new StorageError("failed", "The store is closed.");
-
-/** Crossing a thread copies a view's whole buffer: bodies that are slices of a larger one are cut out first. */
-function compact(change: ChangeSet): ChangeSet {
-  if (!change.parts?.some(({ bytes }) => bytes.byteLength < bytes.buffer.byteLength)) return change;
-  const parts: Part[] = change.parts.map((part) => ({ ...part, bytes: new Uint8Array(part.bytes) }));
-  return { ...change, parts };
-}

@@ -1,4 +1,7 @@
-/** A worker thread with one connection, asked by message. */
+/**
+ * A worker thread with one connection, asked by message. Waking a thread costs more than most questions: what
+ * is asked while it is busy goes to it in one message, and comes back in one.
+ */
 
 import { Worker } from "node:worker_threads";
 import { StorageError } from "../../core/errors.ts";
@@ -12,6 +15,10 @@ export class Thread {
   private readonly worker: Worker;
   private readonly waiting = new Map<number, { resolve(reply: Reply): void; reject(error: Error): void }>();
   private asked = 0;
+  /** Not yet sent. */
+  private questions: Ask[] = [];
+  private handovers: ArrayBuffer[] = [];
+  private busy = false;
   private gone: Error | undefined;
   /** The number of this start, told by the writer. */
   epoch = 0;
@@ -38,26 +45,42 @@ export class Thread {
     });
     worker.removeAllListeners("error");
     worker.removeAllListeners("exit");
-    worker.on("message", (reply: Reply) => thread.receive(reply));
+    worker.on("message", (replies: Reply[]) => thread.receive(replies));
     worker.on("error", (error) => thread.lose(error));
     worker.on("exit", () => thread.lose(new Error("the thread has stopped")));
     return thread;
   }
 
-  ask(question: Question): Promise<Reply> {
+  /** @param handover buffers of the question that are moved to the thread, not copied */
+  ask(question: Question, handover: ArrayBuffer[] = []): Promise<Reply> {
     if (this.gone) return Promise.reject(new StorageError("failed", this.gone.message));
     const n = ++this.asked;
     return new Promise((resolve, reject) => {
       this.waiting.set(n, { resolve, reject });
-      this.worker.postMessage({ n, ...question });
+      this.questions.push({ ...question, n } as Ask);
+      this.handovers.push(...handover);
+      if (!this.busy) this.send();
     });
   }
 
-  private receive(reply: Reply): void {
-    const asker = this.waiting.get(reply.n);
-    this.waiting.delete(reply.n);
-    if ("fault" in reply) asker?.reject(faultError(reply));
-    else asker?.resolve(reply);
+  private send(): void {
+    this.busy = true;
+    const asks = this.questions;
+    const handovers = this.handovers;
+    this.questions = [];
+    this.handovers = [];
+    this.worker.postMessage(asks, handovers);
+  }
+
+  private receive(replies: Reply[]): void {
+    this.busy = false;
+    if (this.questions.length > 0) this.send();
+    for (const reply of replies) {
+      const asker = this.waiting.get(reply.n);
+      this.waiting.delete(reply.n);
+      if ("fault" in reply) asker?.reject(faultError(reply));
+      else asker?.resolve(reply);
+    }
   }
 
   private lose(error: unknown): void {

@@ -1,13 +1,14 @@
 /**
  * A thread that holds one connection: the writer, which also holds the lock on the file, or the reader.
- * It answers every message with the same number; group commit happens on the other side, which sends the
+ * It answers every question with its number; group commit happens on the other side, which sends the
  * next batch when this one is acknowledged.
  */
 
 import { parentPort, workerData } from "node:worker_threads";
-import type { ChangeSet, CommitResult } from "../../core/ports.ts";
+import type { CommitResult } from "../../core/ports.ts";
 import { diskErrorKind, Engine, type Reads } from "./engine.ts";
 import { lockFile } from "./lock.ts";
+import { type Parcel, unpack } from "./op.ts";
 
 export interface WorkerData {
   role: "writer" | "reader";
@@ -18,7 +19,7 @@ export interface WorkerData {
 }
 
 export type Ask =
-  | { n: number; kind: "commit"; changes: ChangeSet[] }
+  | { n: number; kind: "commit"; parcel: Parcel }
   | { n: number; kind: "read"; name: keyof Reads; args: unknown[] }
   | { n: number; kind: "close" };
 
@@ -29,7 +30,8 @@ export interface Fault {
 }
 export type CommitAnswer = CommitResult | Fault;
 export type Answer =
-  | { n: number; results: CommitAnswer[] }
+  /** What became of changes that were not simply applied, by their place in the parcel. */
+  | { n: number; others: [number, CommitAnswer][] }
   | { n: number; value: unknown }
   | ({ n: number } & Fault)
   | { ready: true; epoch: number }
@@ -49,12 +51,21 @@ function refusal(error: unknown): string {
   return ofSqlite ? `The database ${path} cannot be opened: ${message}.` : message;
 }
 
+function othersOf(results: (CommitResult | Error)[]): [number, CommitAnswer][] {
+  const others: [number, CommitAnswer][] = [];
+  for (const [i, result] of results.entries()) {
+    if (result instanceof Error) others.push([i, faultOf(result)]);
+    else if (result.status !== "applied") others.push([i, result]);
+  }
+  return others;
+}
+
 function serve(engine: Engine, unlock: () => void): void {
-  const answer = (ask: Ask): Answer => {
+  const answerTo = (ask: Ask): Answer => {
     switch (ask.kind) {
       case "commit": {
-        const results = engine.commitAll(ask.changes);
-        return { n: ask.n, results: results.map((one) => (one instanceof Error ? faultOf(one) : one)) };
+        const results = engine.writeAll(unpack(ask.parcel));
+        return { n: ask.n, others: othersOf(results) };
       }
       case "read": {
         const read = engine[ask.name] as (...args: unknown[]) => unknown;
@@ -66,13 +77,16 @@ function serve(engine: Engine, unlock: () => void): void {
         return { n: ask.n, value: undefined };
     }
   };
-  parentPort!.on("message", (ask: Ask) => {
+  const answer = (ask: Ask): Answer => {
     try {
-      parentPort!.postMessage(answer(ask));
+      return answerTo(ask);
     } catch (error) {
-      parentPort!.postMessage({ n: ask.n, ...faultOf(error) } satisfies Answer);
+      return { n: ask.n, ...faultOf(error) };
     }
-    if (ask.kind === "close") parentPort!.close();
+  };
+  parentPort!.on("message", (asks: Ask[]) => {
+    parentPort!.postMessage(asks.map(answer));
+    if (asks.some(({ kind }) => kind === "close")) parentPort!.close();
   });
 }
 

@@ -1,0 +1,118 @@
+/** The open connections: which call on each is the newest, and how they are closed without cutting anybody off. */
+
+import type { IncomingMessage, Server, ServerResponse } from "node:http";
+import type { Socket } from "node:net";
+import type { Clock } from "../core/ports.ts";
+
+interface Connection {
+  /** Calls without a finished reply. */
+  open: number;
+  newest?: ServerResponse;
+  /** Epoch ms: a refused caller was told not to ask before. */
+  comeBackAt: number;
+}
+
+/** How long the other side has to close its half, so that what it is just sending meets no reset. */
+const lingerMs = 1000;
+/** A refusal is kept back no longer than this. */
+const longestPatienceMs = 5000;
+
+export class Connections {
+  private readonly clock: Clock;
+  private readonly stopping: () => boolean;
+  private readonly bySocket = new Map<Socket, Connection>();
+  private readonly keptBack = new Set<() => void>();
+  private quiet = false;
+  private closing = false;
+  private onLastClosed = () => {};
+
+  constructor(server: Server, clock: Clock, stopping: () => boolean) {
+    this.clock = clock;
+    this.stopping = stopping;
+    server.on("connection", (socket) => {
+      // Every call on a connection listens to its end, and pipelined ones are many.
+      socket.setMaxListeners(0);
+      this.bySocket.set(socket, { open: 0, comeBackAt: 0 });
+      socket.once("close", () => {
+        this.bySocket.delete(socket);
+        if (this.bySocket.size === 0) this.onLastClosed();
+      });
+    });
+    server.on("request", (incoming, outgoing) => this.asked(incoming, outgoing));
+  }
+
+  /** Whether no later call on its connection is waiting for a reply: the connection may be closed behind this one. */
+  isNewest(outgoing: ServerResponse): boolean {
+    return this.bySocket.get(outgoing.req.socket)?.newest === outgoing;
+  }
+
+  /**
+   * Resolves when a refusal may be sent: at once, but where the connection asks again before the time that it was
+   * told, only then. So callers who do not wait cost no more than those who do.
+   */
+  async mayRefuse(socket: Socket, retryAfterMs: number): Promise<void> {
+    if (this.quiet) return this.keepBack();
+    const connection = this.bySocket.get(socket);
+    if (!connection || this.stopping()) return;
+    const now = this.clock.now();
+    const patienceMs = Math.min(longestPatienceMs, connection.comeBackAt - now);
+    connection.comeBackAt = now + Math.max(0, patienceMs) + retryAfterMs;
+    if (patienceMs > 0) await this.keepBack(patienceMs);
+  }
+
+  /**
+   * Keeps all refusals back until `speak`: whoever waits for one opens no new connection, so that the system's
+   * queue of new connections is empty when listening ends. What is in it then would be reset.
+   */
+  beQuiet(): void {
+    this.quiet = true;
+  }
+
+  speak(): void {
+    this.quiet = false;
+    for (const release of this.keptBack) release();
+  }
+
+  /** Closes every connection as soon as it owes no reply. Resolves when all who listen to their ends were told. */
+  async closeIdle(): Promise<void> {
+    this.closing = true;
+    this.speak();
+    for (const [socket, { open }] of this.bySocket) if (open === 0) this.leave(socket);
+    if (this.bySocket.size === 0) return;
+    await new Promise<void>((resolve) => {
+      this.onLastClosed = resolve;
+    });
+  }
+
+  /** Until `speak`, and no longer than `ms` where that is given. */
+  private keepBack(ms?: number): Promise<void> {
+    return new Promise((resolve) => {
+      const release = () => {
+        cancelTimer?.();
+        this.keptBack.delete(release);
+        resolve();
+      };
+      const cancelTimer = ms === undefined ? undefined : this.clock.timer(ms, release);
+      this.keptBack.add(release);
+    });
+  }
+
+  private asked({ socket }: IncomingMessage, outgoing: ServerResponse): void {
+    const connection = this.bySocket.get(socket);
+    if (!connection) return;
+    connection.open++;
+    connection.newest = outgoing;
+    outgoing.once("close", () => {
+      connection.open--;
+      if (this.closing && connection.open === 0) this.leave(socket);
+    });
+  }
+
+  /** Says that nothing more will come, and goes on reading for a while: closing at once would reset what is on its way. */
+  private leave(socket: Socket): void {
+    if (socket.destroyed) return;
+    socket.end();
+    const cancelTimer = this.clock.timer(lingerMs, () => socket.destroy());
+    socket.once("close", cancelTimer);
+  }
+}
