@@ -26,7 +26,9 @@ export function createApp(options: ApiOptions, connections: Connections): Hono<{
   const finish = (c: AppContext, reply: Reply) => {
     const { outgoing } = c.env;
     // A connection is not closed before the calls that came behind this one have their replies.
-    send(outgoing, reply, options.queue.isStopping && connections.isNewest(outgoing), options.clock);
+    const exchange = connections.exchangeOf(outgoing);
+    const last = options.queue.isStopping && exchange.connection.newest === exchange;
+    send(outgoing, reply, last, options.clock);
     return RESPONSE_ALREADY_SENT;
   };
   const v1 = (handler: Handler) => async (c: AppContext) => {
@@ -93,14 +95,16 @@ async function answer(
   handler: Handler,
 ): Promise<Reply | undefined> {
   const { incoming, outgoing } = c.env;
+  const exchange = connections.exchangeOf(outgoing);
   let place: Place | undefined;
   try {
     const header = headerOf(incoming);
     const caller = options.guard(header);
     const { path, query } = addressOf(incoming);
-    place = placeFor(c.env, options);
+    place = options.queue.admission.enter(brief.test(incoming.url ?? ""));
+    exchange.whenOver(() => place?.leave());
     const params = c.req.param();
-    const call: Call = { incoming, outgoing, header, caller, place, path, query, params };
+    const call: Call = { incoming, outgoing, exchange, header, caller, place, path, query, params };
     const reply = await handler(call, options);
     if (reply) place.keep(reply.body.length);
     return reply;
@@ -111,26 +115,13 @@ async function answer(
     if (refusal.retryAfterMs !== undefined) {
       place?.leave();
       incoming.resume();
-      await connections.mayRefuse(incoming.socket, refusal.retryAfterMs);
+      await connections.mayRefuse(exchange, refusal.retryAfterMs);
     }
     return errorReply(refusal);
   }
 }
 
-/** A place until the reply is delivered, or the caller has gone. @throws AppError `overloaded` */
-function placeFor({ incoming, outgoing }: Bindings, { queue }: ApiOptions): Place {
-  const place = queue.admission.enter(brief.test(incoming.url ?? ""));
-  const { socket } = incoming;
-  const leave = () => {
-    socket.off("close", leave);
-    place.leave();
-  };
-  outgoing.once("close", leave);
-  // The response is silent where the reply to an earlier call of the same connection is still to come.
-  socket.once("close", leave);
-  if (socket.destroyed) leave();
-  return place;
-}
+const noQuery = new URLSearchParams();
 
 /** Where a call goes, as the caller wrote it; calls as to a proxy name us by the whole URL. */
 function addressOf(incoming: IncomingMessage): Pick<Call, "path" | "query"> {
@@ -139,7 +130,7 @@ function addressOf(incoming: IncomingMessage): Pick<Call, "path" | "query"> {
   const pathname = mark < 0 ? target : target.slice(0, mark);
   // What was let through by its path must not be understood as another path upstream.
   if (climbs(pathname)) throw new AppError("not_found", "A path must not have `.` or `..` as a segment.");
-  const query = new URLSearchParams(mark < 0 ? "" : target.slice(mark + 1));
+  const query = mark < 0 ? noQuery : new URLSearchParams(target.slice(mark + 1));
   return { path: target.replace(/^\/v1(?=[/?]|$)/, ""), query };
 }
 

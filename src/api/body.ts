@@ -1,7 +1,7 @@
 /** Reads a body: whole, at most so large, as JSON text whose every other byte travels on unchanged. */
 
 import { isUtf8 } from "node:buffer";
-import { createHash } from "node:crypto";
+import { hash } from "node:crypto";
 import { AppError } from "../core/errors.ts";
 import type { HeaderList } from "../core/headers.ts";
 import { canonical, cutMembers } from "../core/json-text.ts";
@@ -110,9 +110,9 @@ export function callHashOf(call: {
   body: Uint8Array;
 }): string {
   const headers = call.headers.filter(([name]) => !volatile.test(name)).sort(([a], [b]) => (a < b ? -1 : 1));
-  const hash = createHash("sha256");
-  hash.update(JSON.stringify([call.project, call.authorization ?? "", call.path, headers]));
-  return hash.update(call.body).digest("hex");
+  return sha256(
+    JSON.stringify([call.project, call.authorization ?? "", call.path, headers, sha256(call.body)]),
+  );
 }
 
-const sha256 = (data: string | Uint8Array): string => createHash("sha256").update(data).digest("hex");
+const sha256 = (data: string | Uint8Array): string => hash("sha256", data);

@@ -9,7 +9,7 @@ import { isTerminal, type RequestRecord } from "../core/request.ts";
 import { callHashOf, fingerprintOf, type JsonBody, parseBody, readBody, withoutOurs } from "./body.ts";
 import { type ApiOptions, type Call, type Handler, headersOf } from "./context.ts";
 import { comeBack, errorReply, failureReply, jsonReply } from "./errors.ts";
-import { isGone, waitWithCaller } from "./hang-up.ts";
+import { waitWithCaller } from "./hang-up.ts";
 import { type Asked, readAsked } from "./options.ts";
 import { passThrough } from "./passthrough.ts";
 import { answerOf, pollUrl, presentAsync, requestHeaders } from "./present.ts";
@@ -69,7 +69,7 @@ async function adoptably(
     if (!given?.isFinal) adoption.orphaned(id, false);
   }
   if (given.isFinal) {
-    deliveries.follow(call, (fate) => {
+    deliveries.follow(call.exchange, (fate) => {
       if (fate.answered) adoption.answered(id);
       else adoption.orphaned(id, fate.contentSent);
     });
@@ -151,7 +151,7 @@ async function replyTo(
   const waitMs = mode.kind === "wait" ? mode.ms : options.defaults.holdTimeoutMs;
   const ended = await waitHere(line, waitMs, call, options, submission);
   if (ended) return final(endedReply(ended, replayed));
-  if (isGone(call)) return forNow(undefined);
+  if (call.exchange.connection.isGone) return forNow(undefined);
   const current = await queue.get(record.project, record.id);
   if (isTerminal(current.state)) return final(endedReply(await queue.withAnswer(current), replayed));
   if (mode.kind === "wait") return forNow(asyncReply(current, options));

@@ -1,16 +1,9 @@
 /** The open connections: which call on each is the newest, and how they are closed without cutting anybody off. */
 
-import type { IncomingMessage, Server, ServerResponse } from "node:http";
+import type { Server, ServerResponse } from "node:http";
 import type { Socket } from "node:net";
 import type { Clock } from "../core/ports.ts";
-
-interface Connection {
-  /** Calls without a finished reply. */
-  open: number;
-  newest?: ServerResponse;
-  /** Epoch ms: a refused caller was told not to ask before. */
-  comeBackAt: number;
-}
+import { Connection, type Exchange } from "./connection.ts";
 
 /** How long the other side has to close its half, so that what it is just sending meets no reset. */
 const lingerMs = 1000;
@@ -21,6 +14,7 @@ export class Connections {
   private readonly clock: Clock;
   private readonly stopping: () => boolean;
   private readonly bySocket = new Map<Socket, Connection>();
+  private readonly byResponse = new WeakMap<ServerResponse, Exchange>();
   private readonly keptBack = new Set<() => void>();
   private quiet = false;
   private closing = false;
@@ -30,30 +24,27 @@ export class Connections {
     this.clock = clock;
     this.stopping = stopping;
     server.on("connection", (socket) => {
-      // Every call on a connection listens to its end, and pipelined ones are many.
-      socket.setMaxListeners(0);
-      this.bySocket.set(socket, { open: 0, comeBackAt: 0 });
+      this.bySocket.set(socket, new Connection(socket));
       socket.once("close", () => {
         this.bySocket.delete(socket);
         if (this.bySocket.size === 0) this.onLastClosed();
       });
     });
-    server.on("request", (incoming, outgoing) => this.asked(incoming, outgoing));
+    server.on("request", ({ socket }, outgoing) => this.asked(socket, outgoing));
   }
 
-  /** Whether no later call on its connection is waiting for a reply: the connection may be closed behind this one. */
-  isNewest(outgoing: ServerResponse): boolean {
-    return this.bySocket.get(outgoing.req.socket)?.newest === outgoing;
+  /** The call that a response answers. */
+  exchangeOf(outgoing: ServerResponse): Exchange {
+    return this.byResponse.get(outgoing)!;
   }
 
   /**
    * Resolves when a refusal may be sent: at once, but where the connection asks again before the time that it was
    * told, only then. So callers who do not wait cost no more than those who do.
    */
-  async mayRefuse(socket: Socket, retryAfterMs: number): Promise<void> {
+  async mayRefuse({ connection }: Exchange, retryAfterMs: number): Promise<void> {
     if (this.quiet) return this.keepBack();
-    const connection = this.bySocket.get(socket);
-    if (!connection || this.stopping()) return;
+    if (this.stopping()) return;
     const now = this.clock.now();
     const patienceMs = Math.min(longestPatienceMs, connection.comeBackAt - now);
     connection.comeBackAt = now + Math.max(0, patienceMs) + retryAfterMs;
@@ -77,7 +68,7 @@ export class Connections {
   async closeIdle(): Promise<void> {
     this.closing = true;
     this.speak();
-    for (const [socket, { open }] of this.bySocket) if (open === 0) this.leave(socket);
+    for (const [socket, { exchanges }] of this.bySocket) if (exchanges.size === 0) this.leave(socket);
     if (this.bySocket.size === 0) return;
     await new Promise<void>((resolve) => {
       this.onLastClosed = resolve;
@@ -97,14 +88,12 @@ export class Connections {
     });
   }
 
-  private asked({ socket }: IncomingMessage, outgoing: ServerResponse): void {
-    const connection = this.bySocket.get(socket);
-    if (!connection) return;
-    connection.open++;
-    connection.newest = outgoing;
-    outgoing.once("close", () => {
-      connection.open--;
-      if (this.closing && connection.open === 0) this.leave(socket);
+  private asked(socket: Socket, outgoing: ServerResponse): void {
+    const connection = this.bySocket.get(socket) ?? new Connection(socket);
+    const exchange = connection.begin(outgoing);
+    this.byResponse.set(outgoing, exchange);
+    exchange.whenOver(() => {
+      if (this.closing && connection.exchanges.size === 0) this.leave(socket);
     });
   }
 

@@ -6,6 +6,7 @@ import type { HeaderList } from "../core/headers.ts";
 import type { Clock, Observer, Upstream } from "../core/ports.ts";
 import type { Queue } from "../core/queue.ts";
 import type { RouteTable } from "../core/routing.ts";
+import type { Exchange } from "./connection.ts";
 import type { Deliveries } from "./delivery.ts";
 import type { Caller, Guard, HeaderOf } from "./guard.ts";
 import type { Defaults } from "./options.ts";
@@ -31,6 +32,7 @@ export interface ApiOptions {
 export interface Call {
   incoming: IncomingMessage;
   outgoing: ServerResponse;
+  exchange: Exchange;
   header: HeaderOf;
   caller: Caller;
   /** Holds what is in memory for this call. */

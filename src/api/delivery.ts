@@ -1,13 +1,7 @@
 /** Whether a reply reached its caller. */
 
-import type { IncomingMessage, ServerResponse } from "node:http";
-import type { Socket } from "node:net";
 import type { Clock } from "../core/ports.ts";
-
-interface Exchange {
-  incoming: IncomingMessage;
-  outgoing: ServerResponse;
-}
+import type { Connection, Exchange, Farewell } from "./connection.ts";
 
 /** What became of a reply. `contentSent`: a part of it may have reached the caller. */
 export type Fate = { answered: true } | { answered: false; contentSent: boolean };
@@ -15,9 +9,36 @@ export type Fate = { answered: true } | { answered: false; contentSent: boolean 
 /** A reset this soon after the last byte means that the caller had gone before it read them. */
 const doubtMs = 1000;
 
-interface Doubted {
-  untilMs: number;
-  settle: (() => void) | undefined;
+/** One reply, until it is known whether its caller has it; after that it holds nothing any more. */
+class Delivery {
+  /** Epoch ms; of a reply that is written. */
+  untilMs = 0;
+  private followed: { exchange: Exchange; tell: (fate: Fate) => void } | undefined;
+
+  constructor(exchange: Exchange, tell: (fate: Fate) => void) {
+    this.followed = { exchange, tell };
+    exchange.connection.listen(this);
+  }
+
+  farewell(how: Farewell): void {
+    // Whoever closes its half while the reply is being written may still be reading it.
+    if (!this.followed || how === "end") return;
+    const { isWritten, outgoing } = this.followed.exchange;
+    if (how === "close" && isWritten) this.answered();
+    else this.over({ answered: false, contentSent: outgoing.headersSent });
+  }
+
+  answered(): void {
+    this.over({ answered: true });
+  }
+
+  private over(fate: Fate): void {
+    if (!this.followed) return;
+    const { exchange, tell } = this.followed;
+    this.followed = undefined;
+    exchange.connection.ignore(this);
+    tell(fate);
+  }
 }
 
 /**
@@ -27,9 +48,9 @@ interface Doubted {
 export class Deliveries {
   private readonly clock: Clock;
   /** Written whole, and not yet beyond doubt; in the order of time, so that one timer serves all. */
-  private readonly doubted: Doubted[] = [];
+  private readonly doubted: Delivery[] = [];
   /** Of one connection: pipelined replies are more than one. */
-  private readonly bySocket = new WeakMap<Socket, Doubted[]>();
+  private readonly byConnection = new WeakMap<Connection, Delivery[]>();
   private armed = false;
 
   constructor(clock: Clock) {
@@ -37,44 +58,27 @@ export class Deliveries {
   }
 
   /** To be called before the reply is written; `tell` is called once. */
-  follow({ incoming, outgoing }: Exchange, tell: (fate: Fate) => void): void {
-    const { socket } = incoming;
-    if (socket.destroyed || socket.readableEnded) return tell({ answered: false, contentSent: false });
-    const settle = (fate: Fate) => {
-      socket.off("close", onClose);
-      socket.off("error", onError);
-      outgoing.off("finish", onFinish);
-      tell(fate);
-    };
-    let doubt: Doubted | undefined;
-    const onFinish = () => {
-      doubt = { untilMs: this.clock.now() + doubtMs, settle: () => settle({ answered: true }) };
-      this.doubt(socket, doubt);
-    };
-    const onClose = (hadError: boolean) => {
-      if (doubt && !doubt.settle) return;
-      if (doubt) doubt.settle = undefined;
-      const answered = doubt !== undefined && !hadError;
-      settle(answered ? { answered } : { answered: false, contentSent: outgoing.headersSent });
-    };
-    // A reset is an `error` before it is a `close`, and a retry that came right behind it may lie in between.
-    const onError = () => onClose(true);
-    socket.once("error", onError);
-    socket.once("close", onClose);
-    outgoing.once("finish", onFinish);
+  follow(exchange: Exchange, tell: (fate: Fate) => void): void {
+    if (exchange.connection.isGone) return tell({ answered: false, contentSent: false });
+    const delivery = new Delivery(exchange, tell);
+    exchange.whenOver(() => {
+      if (exchange.isWritten) this.doubt(delivery, exchange.connection);
+      else delivery.farewell("reset");
+    });
   }
 
   /** The caller asks for more on a connection, so it has read what came before. */
-  asksAgain(socket: Socket): void {
-    for (const doubt of this.bySocket.get(socket) ?? []) conclude(doubt);
-    this.bySocket.delete(socket);
+  asksAgain(connection: Connection): void {
+    for (const delivery of this.byConnection.get(connection) ?? []) delivery.answered();
+    this.byConnection.delete(connection);
   }
 
-  private doubt(socket: Socket, doubt: Doubted): void {
-    const those = this.bySocket.get(socket);
-    if (those) those.push(doubt);
-    else this.bySocket.set(socket, [doubt]);
-    this.doubted.push(doubt);
+  private doubt(delivery: Delivery, connection: Connection): void {
+    delivery.untilMs = this.clock.now() + doubtMs;
+    const those = this.byConnection.get(connection);
+    if (those) those.push(delivery);
+    else this.byConnection.set(connection, [delivery]);
+    this.doubted.push(delivery);
     this.arm();
   }
 
@@ -87,17 +91,11 @@ export class Deliveries {
       this.armed = false;
       const now = this.clock.now();
       // Where the wall clock was set back, what seems far ahead is of long ago.
-      const isOver = ({ untilMs }: Doubted) => untilMs <= now || untilMs > now + doubtMs;
+      const isOver = ({ untilMs }: Delivery) => untilMs <= now || untilMs > now + doubtMs;
       let over = 0;
-      while (over < this.doubted.length && isOver(this.doubted[over]!)) conclude(this.doubted[over++]!);
+      while (over < this.doubted.length && isOver(this.doubted[over]!)) this.doubted[over++]!.answered();
       this.doubted.splice(0, over);
       this.arm();
     });
   }
-}
-
-function conclude(doubt: Doubted): void {
-  const { settle } = doubt;
-  doubt.settle = undefined;
-  settle?.();
 }

@@ -8,34 +8,22 @@ import type { Call } from "./context.ts";
 
 /**
  * Calls back, at most once, when the caller goes before its reply is written; the returned function stops
- * watching. It is the socket that tells: the response stays silent where the caller left before anybody
+ * watching. It is the connection that tells: the response stays silent where the caller left before anybody
  * listened, or where the reply to an earlier call of the same connection is still to come. Whoever closes
  * its half of the connection has gone, too: Node then closes the other half.
  */
-export function whenGone(call: Call, onGone: () => void): () => void {
-  const { outgoing } = call;
-  const { socket } = call.incoming;
-  const check = () => {
-    unwatch();
-    if (!outgoing.writableFinished) onGone();
+export function whenGone({ exchange }: Call, onGone: () => void): () => void {
+  const { connection } = exchange;
+  const listener = {
+    farewell() {
+      connection.ignore(listener);
+      if (!exchange.isWritten) onGone();
+    },
   };
-  const unwatch = () => {
-    for (const event of farewells) socket.off(event, check);
-  };
-  if (isGone(call)) {
-    check();
-    return unwatch;
-  }
-  for (const event of farewells) socket.once(event, check);
-  return unwatch;
+  if (connection.isGone) listener.farewell();
+  else connection.listen(listener);
+  return () => connection.ignore(listener);
 }
-
-/** A reset is an `error` before it is a `close`, and a retry that came right behind it may lie in between. */
-const farewells = ["end", "error", "close"] as const;
-
-/** The connection is closed, or the caller has closed its half of it. */
-export const isGone = ({ incoming: { socket } }: Pick<Call, "incoming">): boolean =>
-  socket.destroyed || socket.readableEnded;
 
 /** Waits on a line for as long as the caller stays on theirs. */
 export async function waitWithCaller(

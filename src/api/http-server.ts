@@ -36,7 +36,9 @@ export function createHttpServer(options: ApiOptions, clock: Clock, keepAliveTim
   server.requestTimeout = 0;
   server.on("clientError", refuseUnreadable);
   const connections = new Connections(server, clock, () => options.queue.isStopping);
-  server.on("request", ({ socket }) => options.deliveries.asksAgain(socket));
+  server.on("request", (_incoming, outgoing) => {
+    options.deliveries.asksAgain(connections.exchangeOf(outgoing).connection);
+  });
   const fetch = createApp(options, connections).fetch as never;
   const errorHandler = () => unreadable();
   // What is left of a body that nobody wants is our own business: see `send`.

@@ -1,7 +1,7 @@
 /** Who is let in: callers at once, bytes in memory, requests that wait. Counters and no more. */
 
 import { AppError } from "./errors.ts";
-import type { Clock, Random, Upstream } from "./ports.ts";
+import type { Clock, Random } from "./ports.ts";
 
 export interface Limits {
   /** Requests that wait to be called. */
@@ -46,21 +46,6 @@ export function comeBackMs({ admitted, refused }: Pressure, luck: number): numbe
     shortestMs * (1 + (dampening * refused) / Math.max(dampening, admitted)),
   );
   return Math.round(waitMs * (0.5 + luck));
-}
-
-/** The upstream, with the bodies of calls under way counted as memory. */
-export function counted(upstream: Upstream, admission: Admission): Upstream {
-  return {
-    ...upstream,
-    async *call(call, abort) {
-      admission.count(call.body.byteLength);
-      try {
-        yield* upstream.call(call, abort);
-      } finally {
-        admission.count(-call.body.byteLength);
-      }
-    },
-  };
 }
 
 export class Admission {

@@ -1,6 +1,6 @@
 /** The one door to requests for api and dashboard: submit, wait, look up, cancel, list. */
 
-import { Admission, counted, type Limits } from "./admission.ts";
+import { Admission, type Limits } from "./admission.ts";
 import { Adoption, type AdoptionSettings } from "./adoption.ts";
 import type { Content } from "./attempts.ts";
 import { AppError, StorageError } from "./errors.ts";
@@ -85,10 +85,10 @@ export class Queue {
     this.table = settings.table;
     this.owner = settings.owner;
     this.adoption = new Adoption(world, settings);
-    const upstream = counted(world.upstream, this.admission);
-    this.scheduler = new Scheduler({ ...world, upstream }, settings, {
+    this.scheduler = new Scheduler(world, settings, {
       isConnected: (id) => this.isConnected(id),
       onParked: () => this.tellStopping(false),
+      onBody: (bytes) => this.admission.count(bytes),
     });
   }
 

@@ -27,6 +27,8 @@ export interface Callers {
   isConnected: (id: string) => boolean;
   /** A request has to wait for another attempt, and this process will not make it: it is stopping. */
   onParked: (id: string) => void;
+  /** So many bytes more (or less) are in memory for calls under way. */
+  onBody: (bytes: number) => void;
 }
 
 const troubleRetryMs = 1000;
@@ -122,7 +124,10 @@ export class Scheduler {
 
   /** Runs an attempt that has been committed as started. */
   run(record: RequestRecord, slot: Slot, content: Content): void {
+    const size = content.body.byteLength;
+    this.callers.onBody(size);
     void this.attempts.run(record, slot, content).then((waiting) => {
+      this.callers.onBody(-size);
       const next = waiting && this.queueUp(waiting);
       if (waiting && this.stopping) this.callers.onParked(waiting.id);
       this.wakeBy(this.expiry.noteClosed(slot.lane));

@@ -1,8 +1,7 @@
 import fc from "fast-check";
 import { describe, expect, test } from "vitest";
-import { Admission, comeBackMs, counted, felt, noPressure, type Place } from "../../src/core/admission.ts";
+import { Admission, comeBackMs, felt, noPressure, type Place } from "../../src/core/admission.ts";
 import { AppError } from "../../src/core/errors.ts";
-import type { Upstream, UpstreamCall } from "../../src/core/ports.ts";
 import { HandClock } from "../support/clock.ts";
 
 const limits = { maxQueued: 5, maxHeld: 4, maxBodyMemoryBytes: 100 };
@@ -125,32 +124,4 @@ test("whose body is being received is told when no more are wanted, and only the
   done();
   admission.refuseUploads(() => new AppError("shutting_down", "The server is shutting down."));
   expect(told).toEqual(["second: shutting_down"]);
-});
-
-describe("the body of a call under way is counted", () => {
-  const call = { body: new Uint8Array(40) } as UpstreamCall;
-  const abort = { aborted: false, onAbort: undefined };
-  const upstreamOf = (run: () => AsyncGenerator) => ({ call: run }) as unknown as Upstream;
-
-  test.each([
-    ["until its outcome is there", async function* () {}],
-    [
-      "also where it throws",
-      // biome-ignore lint/correctness/useYield: it fails before the first event
-      async function* () {
-        throw new Error("broken");
-      },
-    ],
-  ])("%s", async (_, run) => {
-    const admission = admissionOf();
-    const seen: number[] = [];
-    const upstream = upstreamOf(async function* () {
-      seen.push(admission.bytes);
-      yield* run();
-    });
-    const events = counted(upstream, admission).call(call, abort)[Symbol.asyncIterator]();
-    await events.next().catch(() => {});
-    expect(seen).toEqual([40]);
-    expect(admission.bytes).toBe(0);
-  });
 });
