@@ -8,7 +8,9 @@ import type { ReadyGroup } from "./ports.ts";
 import type { RequestRecord } from "./request.ts";
 
 /** How many heads of a group are held at most. */
-export const windowSize = 64;
+export const windowSize = 512;
+/** A window is read again when fewer are left, so that nobody waits for the read. */
+const lowWater = windowSize / 4;
 
 interface Group {
   lane: string;
@@ -104,12 +106,12 @@ export class Backlog {
   }
 
   /**
-   * Groups with waiting requests of which none is known: their windows have to be read. Marks them as
+   * Groups with waiting requests of which few are known: their windows have to be read. Marks them as
    * being read. Requests in `claiming` have left the backlog, though the store may not know it yet.
    */
   startLoading(claiming: Iterable<string>): Omit<ReadyGroup, "count">[] {
     const hungry = [...this.groups.values()].filter((group) => {
-      return group.heads.length === 0 && group.count > 0 && !group.loading;
+      return group.heads.length < Math.min(lowWater, group.count) && !group.loading;
     });
     for (const group of hungry) {
       group.loading = { added: [], removed: new Set(claiming) };

@@ -1,6 +1,5 @@
 /** Ends what waits in vain: requests past their deadline, and those whose lane opens too late for them. */
 
-import { windowSize } from "./backlog.ts";
 import { failures } from "./errors.ts";
 import type { Lane, Lanes } from "./lanes.ts";
 import type { World } from "./ports.ts";
@@ -17,7 +16,7 @@ export interface Hands {
 
 /** How often lanes that stay closed are looked at. */
 const lookMs = 1000;
-const rowsPerRead = windowSize * 2;
+const rowsPerRead = 128;
 /** Somebody waits for each of these: they are looked at all together. */
 const callersPerRead = 2048;
 const never = Number.POSITIVE_INFINITY;

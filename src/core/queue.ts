@@ -201,7 +201,7 @@ export class Queue {
     const { id, lane, state } = first;
     this.world.observer.tell({ event: "accepted", id, lane, state });
     if (slot) this.scheduler.run(first, slot, draft.content);
-    else this.scheduler.enqueue(record);
+    else this.scheduler.enqueue(record, draft.content);
     return { kind: "accepted", record: first, line };
   }
 

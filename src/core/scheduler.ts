@@ -7,6 +7,7 @@
 
 import { type AttemptSettings, Attempts, type Content } from "./attempts.ts";
 import { windowSize } from "./backlog.ts";
+import { Contents } from "./contents.ts";
 import { failures, StorageError } from "./errors.ts";
 import { Expiry } from "./expiry.ts";
 import type { GateBackoff } from "./gate.ts";
@@ -27,7 +28,7 @@ export interface Callers {
   isConnected: (id: string) => boolean;
   /** A request has to wait for another attempt, and this process will not make it: it is stopping. */
   onParked: (id: string) => void;
-  /** So many bytes more (or less) are in memory for calls under way. */
+  /** So many bytes more (or less) are in memory for calls under way, and for those whose turn is near. */
   onBody: (bytes: number) => void;
 }
 
@@ -45,6 +46,7 @@ export class Scheduler {
   private readonly attempts: Attempts;
   private readonly expiry: Expiry;
   private readonly callers: Callers;
+  private readonly contents: Contents;
   /** Requests that have left their backlog and whose claim is not yet on disk. */
   private readonly claiming = new Set<string>();
   private begun = false;
@@ -57,6 +59,7 @@ export class Scheduler {
     this.world = world;
     this.settings = settings;
     this.callers = callers;
+    this.contents = new Contents(callers.onBody);
     this.lanes = new Lanes(settings.upstreams, settings.laneBackoff, world.observer);
     this.attempts = new Attempts(world, settings, this.lanes, callers.isConnected);
     this.expiry = new Expiry(world, settings, this.lanes, this);
@@ -110,8 +113,10 @@ export class Scheduler {
     this.checkIdle();
   }
 
-  /** A request has come to wait. */
-  enqueue(record: RequestRecord): void {
+  /** A request has come to wait; with its content, where that is at hand. */
+  enqueue(record: RequestRecord, content?: Content): void {
+    const isDue = record.dueAt <= this.world.clock.now();
+    if (content && isDue && !this.stopping) this.contents.keep(record.id, content);
     const lane = this.queueUp(record);
     if (lane) this.dispatch(lane);
   }
@@ -207,6 +212,7 @@ export class Scheduler {
   }
 
   private forget(record: RequestRecord): void {
+    this.contents.take(record.id);
     const lane = this.lanes.get(record.lane);
     if (!lane || this.claiming.has(record.id)) return;
     lane.backlog.remove(record);
@@ -250,7 +256,7 @@ export class Scheduler {
     const { store, clock } = this.world;
     this.claiming.add(record.id);
     try {
-      const content = await this.contentOf(record.id);
+      const content = this.contents.take(record.id) ?? (await this.contentOf(record.id));
       const now = clock.now();
       const overdue = record.deadlineAt <= now;
       if (overdue) await this.giveUp(record, failures.deadline(), "deadline");

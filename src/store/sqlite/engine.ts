@@ -130,7 +130,8 @@ export class Engine {
     this.db.exec("PRAGMA foreign_keys = ON");
     this.db.exec("PRAGMA trusted_schema = OFF");
     this.db.exec("PRAGMA temp_store = MEMORY");
-    this.db.exec("PRAGMA cache_size = -32768");
+    // The system has the file in its own cache: this one is for the pages that every change touches.
+    this.db.exec(`PRAGMA cache_size = ${readonly ? -4096 : -16384}`);
   }
 
   /** Counts a start of this node: whatever an earlier one left in `processing` is nobody's. */

@@ -29,7 +29,10 @@ export class Thread {
 
   /** Starts the thread and opens its connection. @throws Error when the file cannot be opened. */
   static async start(data: WorkerData): Promise<Thread> {
-    const worker = new Worker(workerUrl(), { workerData: data });
+    const worker = new Worker(workerUrl(), {
+      workerData: data,
+      resourceLimits: { maxYoungGenerationSizeMb: 8 },
+    });
     const thread = new Thread(worker);
     await new Promise<void>((resolve, reject) => {
       worker.once("error", reject);
