@@ -127,6 +127,7 @@ function draftOf(call: Call, body: JsonBody, asked: Asked): Draft {
       : undefined,
     isRetry: /^0*[1-9]\d*$/.test(call.header("x-stainless-retry-count") ?? ""),
     hold: mode.kind !== "async",
+    isGone: () => call.exchange.connection.isGone,
   };
 }
 

@@ -30,12 +30,19 @@ interface UpstreamState {
   turn: number;
 }
 
+/** A caller whose request is not accepted yet, and who waits for a slot; undefined: there is none soon. */
+export interface Arrival {
+  serve(slot: Slot | undefined): void;
+}
+
 export interface Lane {
   key: string;
   upstream: UpstreamState;
   inFlight: number;
   gate: Gate;
   backlog: Backlog;
+  /** In the order in which they came. */
+  arrivals: Set<Arrival>;
   /** What the upstream said when it closed the lane. */
   refusal?: Failure;
 }
@@ -83,7 +90,7 @@ export class Lanes {
     if (lane) return lane;
     const upstream = this.upstreams.get(laneParts(key).upstream);
     if (!upstream) return undefined;
-    lane = { key, upstream, inFlight: 0, gate: open, backlog: new Backlog(key) };
+    lane = { key, upstream, inFlight: 0, gate: open, backlog: new Backlog(key), arrivals: new Set() };
     this.lanes.set(key, lane);
     upstream.lanes.push(lane);
     return lane;
@@ -109,6 +116,12 @@ export class Lanes {
     this.setGate(lane, lane.key, passed(lane.gate, now));
     this.setGate(upstream, upstream.name, passed(upstream.gate, now));
     return { lane, grantedAt: now, laneProbe: byLane === "probe", upstreamProbe: byUpstream === "probe" };
+  }
+
+  /** Whether nothing but capacity is wanting: a slot comes as soon as a call ends. */
+  isOnlyBusy({ gate, upstream }: Lane): boolean {
+    const bothOpen = gate.kind === "open" && upstream.gate.kind === "open";
+    return bothOpen && upstream.inFlight >= upstream.maxConcurrency;
   }
 
   /** Whether a slot is still worth its claim: nobody has been told to wait since it was granted. */
@@ -168,7 +181,8 @@ export class Lanes {
 
   /** Forgets a lane that nobody uses: callers choose the names of models. */
   forgetIdle(lane: Lane): void {
-    if (lane.inFlight > 0 || lane.gate.kind !== "open" || !lane.backlog.isEmpty) return;
+    if (lane.inFlight > 0 || lane.gate.kind !== "open") return;
+    if (!lane.backlog.isEmpty || lane.arrivals.size > 0) return;
     this.lanes.delete(lane.key);
     lane.upstream.lanes = lane.upstream.lanes.filter((other) => other !== lane);
   }

@@ -41,6 +41,8 @@ export interface Draft {
   isRetry?: boolean;
   /** The caller stays on the line. */
   hold: boolean;
+  /** Whether the caller has gone: what is not accepted by then never is. */
+  isGone?: () => boolean;
 }
 
 export type Submission = {
@@ -162,7 +164,7 @@ export class Queue {
   }
 
   private async accept(draft: Draft, record: RequestRecord): Promise<Submission> {
-    const slot = this.scheduler.slotFor(record);
+    const slot = this.scheduler.slotFor(record) ?? (await this.slotSoon(draft, record));
     if (slot) return this.write(draft, record, slot);
     const refusal = this.admission.queueRefusal(this.scheduler.lanes.waiting + this.arriving);
     if (refusal) throw refusal;
@@ -174,8 +176,18 @@ export class Queue {
     }
   }
 
+  /** For a call that waits and cannot be known yet. @throws undefined where its caller has gone meanwhile */
+  private async slotSoon(draft: Draft, record: RequestRecord): Promise<Slot | undefined> {
+    if (!draft.hold || draft.idempotencyKey !== undefined || draft.isRetry) return undefined;
+    const slot = await this.scheduler.slotSoon(record);
+    const refusal = this.refusal();
+    if (!refusal && !draft.isGone?.()) return slot;
+    if (slot) this.scheduler.release(slot);
+    throw refusal;
+  }
+
   private async write(draft: Draft, record: RequestRecord, slot?: Slot): Promise<Submission> {
-    const now = record.createdAt;
+    const now = this.world.clock.now();
     const first = slot ? startAtOnce(record, { now, owner: this.owner }) : record;
     const line = draft.hold ? this.openLine(record.id) : undefined;
     const change: ChangeSet = {

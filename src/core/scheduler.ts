@@ -11,7 +11,7 @@ import { Contents } from "./contents.ts";
 import { failures, StorageError } from "./errors.ts";
 import { Expiry } from "./expiry.ts";
 import type { GateBackoff } from "./gate.ts";
-import { type Lane, Lanes, type Slot } from "./lanes.ts";
+import { type Arrival, type Lane, Lanes, type Slot } from "./lanes.ts";
 import type { ChangeSet, ReadyGroup, World } from "./ports.ts";
 import { type Failure, isReady, type Owner, type Reason, type RequestRecord, transition } from "./request.ts";
 import { decideInterrupted } from "./retry.ts";
@@ -33,6 +33,8 @@ export interface Callers {
 }
 
 const troubleRetryMs = 1000;
+/** How long a caller waits for a slot before its request is queued. Nothing is promised and nothing sent before. */
+const arrivalPatienceMs = 1000;
 const rowsPerRead = windowSize * 2;
 /** The loop looks around this often at least, so that a wall clock that was set does no lasting harm. */
 const longestSleepMs = 60_000;
@@ -83,6 +85,7 @@ export class Scheduler {
   async stop(drainMs: number): Promise<void> {
     this.stopping = true;
     this.cancelWake?.();
+    for (const { arrivals } of this.lanes.all()) for (const arrival of arrivals) arrival.serve(undefined);
     if (this.lanes.inFlight === 0) return;
     const idle = new Promise<void>((resolve) => {
       this.onIdle = resolve;
@@ -99,10 +102,50 @@ export class Scheduler {
   /** A slot for a request that is just being accepted, if it may start at once: nobody who waits is overtaken. */
   slotFor(record: RequestRecord): Slot | undefined {
     const now = this.world.clock.now();
+    const lane = this.laneFor(record, now);
+    return lane && lane.arrivals.size === 0 ? this.lanes.slot(lane, now) : undefined;
+  }
+
+  /**
+   * The same for a caller who waits anyhow, and where only capacity is wanting: the slot that is free next. The
+   * request is accepted when it starts, which saves the way through the queue: a third of the work, when there is
+   * too much of it. Undefined where that would take too long.
+   */
+  async slotSoon(record: RequestRecord): Promise<Slot | undefined> {
+    const { clock } = this.world;
+    const lane = this.laneFor(record, clock.now());
+    if (!lane || !this.lanes.isOnlyBusy(lane)) return undefined;
+    return new Promise((resolve) => {
+      const arrival: Arrival = {
+        serve(slot) {
+          cancelTimer();
+          lane.arrivals.delete(arrival);
+          resolve(slot);
+        },
+      };
+      const cancelTimer = clock.timer(arrivalPatienceMs, () => arrival.serve(undefined));
+      lane.arrivals.add(arrival);
+    });
+  }
+
+  /** The lane of a request that could start now: nobody is due before it. */
+  private laneFor(record: RequestRecord, now: number): Lane | undefined {
     const lane = this.lanes.get(record.lane);
     if (this.stopping || !lane || record.dueAt > now) return undefined;
-    if (!lane.backlog.isEmpty && (lane.backlog.nextDueAt() ?? 0) <= now) return undefined;
-    return this.lanes.slot(lane, now);
+    const othersAreDue = !lane.backlog.isEmpty && (lane.backlog.nextDueAt() ?? 0) <= now;
+    return othersAreDue ? undefined : lane;
+  }
+
+  /**
+   * Gives slots to those who have been waiting for them since before anybody in the queue was due. Where more
+   * than capacity is wanting, they are queued.
+   */
+  private serveArrivals(lane: Lane): void {
+    for (const arrival of lane.arrivals) {
+      const slot = this.lanes.slot(lane, this.world.clock.now());
+      if (!slot && this.lanes.isOnlyBusy(lane)) return;
+      arrival.serve(slot);
+    }
   }
 
   /** Gives back the slot of a request that was not accepted after all. */
@@ -225,7 +268,9 @@ export class Scheduler {
 
   /** Claims as many waiting requests of a lane as gates and capacity let through now. */
   private dispatch(lane: Lane): void {
-    if (!this.begun || this.stopping || lane.backlog.isEmpty) return;
+    if (!this.begun || this.stopping) return;
+    this.serveArrivals(lane);
+    if (lane.backlog.isEmpty) return;
     const now = this.world.clock.now();
     for (;;) {
       const dueAt = lane.backlog.nextDueAt();

@@ -35,7 +35,7 @@ test("callers who wait in a lane that closes are served by the next target, not 
   const held = gate();
   outlast.fakes.one!.script(held.step);
   outlast.fakes.two!.otherwise(answer({ text: "from two" }));
-  const calls = [1, 2, 3, 4].map(() => outlast.post(path, m));
+  const calls = [1, 2, 3, 4].map((n) => outlast.post(path, m, { "idempotency-key": `k${n}` }));
   await held.arrived;
   await outlast.ear.event("accepted", () => outlast.ear.all("accepted").length === 4);
   held.release(fail(429, {}, { "retry-after": "3600" }));

@@ -7,6 +7,7 @@ import type { AttemptObject, RequestObject } from "../../src/contract.ts";
 import type { Part } from "../../src/core/ports.ts";
 import { SqliteStore } from "../../src/store/sqlite/store.ts";
 import { systemClock } from "../../src/system.ts";
+import { WatchedClock } from "../api/wire.ts";
 import { HandClock } from "../support/clock.ts";
 import {
   answer,
@@ -182,6 +183,70 @@ describe("the attempts", () => {
   });
 });
 
+describe("a caller who waits where only capacity is wanting", () => {
+  /** A server with one slot, which is taken. */
+  async function full(clock = new WatchedClock()) {
+    const outlast = await start({ clock, ...limit(1) });
+    const held = gate();
+    outlast.fake.script(held.step);
+    const first = outlast.post(path, hello);
+    await held.arrived;
+    return { clock, outlast, held, first, patience: () => clock.armed(1000, 2) };
+  }
+  const states = ({ ear }: Outlast) => ear.all("accepted").map(({ state }) => state);
+
+  test("is accepted when its turn comes, and starts in the same step", async () => {
+    const { outlast, held, first, patience } = await full();
+    const second = outlast.post(path, { ...hello, ...says("second") });
+    await patience();
+    expect(states(outlast)).toEqual(["processing"]);
+    held.release();
+    expect([(await first).status, (await second).status]).toEqual([200, 200]);
+    expect(states(outlast)).toEqual(["processing", "processing"]);
+  });
+
+  test("is queued after a second, and then waits as everybody does", async () => {
+    const { clock, outlast, held, first, patience } = await full();
+    const second = outlast.post(path, { ...hello, ...says("second") });
+    await patience();
+    clock.advance(1000);
+    await outlast.ear.event("accepted", ({ state }) => state === "queued");
+    held.release();
+    expect([(await first).status, (await second).status]).toEqual([200, 200]);
+  });
+
+  test("and goes before its turn is never called", async () => {
+    const { outlast, held, first, patience } = await full();
+    const gone = new AbortController();
+    const init = { method: "POST", headers: { "content-type": "application/json" }, signal: gone.signal };
+    const second = outlast.fetch(path, { ...init, body: JSON.stringify({ ...hello, ...says("second") }) });
+    await patience();
+    gone.abort();
+    await expect(second).rejects.toThrow();
+    // Its connection was closed before this one was opened.
+    expect((await outlast.fetch("/healthz")).status).toBe(200);
+    held.release();
+    expect((await first).status).toBe(200);
+    expect((await outlast.post(path, { ...hello, ...says("third") })).status).toBe(200);
+    expect(outlast.fake.seen.map(tagOf)).toEqual(["Hello", "third"]);
+    expect(states(outlast)).toHaveLength(2);
+  });
+
+  test("is sent away when the server stops", async () => {
+    const { outlast, held, first, patience } = await full();
+    const second = outlast.post(path, { ...hello, ...says("second") });
+    await patience();
+    const stopped = outlast.stop();
+    const reply = await second;
+    expect(reply.status).toBe(503);
+    expect(await codeOf(reply)).toBe("shutting_down");
+    held.release();
+    expect((await first).status).toBe(200);
+    await stopped;
+    expect(states(outlast)).toHaveLength(1);
+  });
+});
+
 describe("the deadline", () => {
   test("ends a request that waits for its next attempt", async () => {
     const clock = new HandClock();
@@ -192,7 +257,7 @@ describe("the deadline", () => {
     busy.fake.script(waiting.step);
     const first = busy.post(path, hello);
     await waiting.arrived;
-    const call = busy.post(path, { ...hello, outlast: { deadline: "10s" } });
+    const call = busy.post(path, { ...hello, outlast: { deadline: "10s" } }, { "idempotency-key": "k" });
     await busy.ear.event("accepted", ({ state }) => state === "queued");
     clock.advance(9_999);
     await settle(busy);
