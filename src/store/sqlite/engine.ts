@@ -92,6 +92,9 @@ export class Engine {
   /** Rows of requests that were accepted by this connection and are being processed. */
   private readonly liveSeqs = new Map<string, number>();
 
+  /** After a failed sync the next one may succeed without having written anything: nothing is written any more. */
+  private doubt: Error | undefined;
+
   /** @throws Error when the file cannot be opened, is not a database, or comes from a newer version. */
   constructor(path: string, options: { readonly: boolean; synchronous?: "FULL" | "NORMAL" }) {
     this.db = keep(new Database(path, { readonly: options.readonly, timeout: 5000 }));
@@ -155,17 +158,17 @@ export class Engine {
   /** `commitAll` for changes that are values already. */
   writeAll(ops: Op[]): (CommitResult | Error)[] {
     try {
+      if (this.doubt) throw this.doubt;
       this.checkpoint();
       return this.inTransaction(() => ops.map((op) => this.apply(op)));
     } catch (error) {
-      let doubt = diskErrorKind(error) === "failed" ? (error as Error) : undefined;
+      if (diskErrorKind(error) === "failed") this.doubt = error as Error;
       return ops.map((op) => {
-        // After a failed sync the next one may succeed without having written anything.
-        if (doubt) return doubt;
+        if (this.doubt) return this.doubt;
         try {
           return this.inTransaction(() => this.apply(op));
         } catch (own) {
-          if (diskErrorKind(own) === "failed") doubt = own as Error;
+          if (diskErrorKind(own) === "failed") this.doubt = own as Error;
           return own as Error;
         }
       });

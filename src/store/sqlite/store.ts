@@ -35,6 +35,8 @@ interface Pending {
 
 /** So many changes go into one transaction at most; a longer one would make each of them wait. */
 const batchMax = 512;
+/** While the thread writes one batch the next is on its way, so that it never waits for this thread. */
+const batchesInFlight = 2;
 /** Notes that are lazy wait this long at most for a commit that takes them along. */
 const lazyMs = 1000;
 const spaceCheckMs = 1000;
@@ -52,7 +54,8 @@ export class SqliteStore implements Store {
   /** Requests whose callers have their answers, not yet written. */
   private answeredIds: string[] = [];
   private cancelLazy: (() => void) | undefined;
-  private writing = false;
+  private armed = false;
+  private inFlight = 0;
   private space = true;
   private cancelSpaceCheck: () => void = () => {};
   /** Why nothing is written any more. */
@@ -87,7 +90,7 @@ export class SqliteStore implements Store {
     if (this.closed) return Promise.reject(closedError());
     return new Promise((resolve, reject) => {
       this.pending.push({ change, op: opOf(change), resolve, reject });
-      if (!this.writing) void this.writeBatches();
+      this.arm();
     });
   }
 
@@ -123,7 +126,7 @@ export class SqliteStore implements Store {
   private async drainAndClose(): Promise<void> {
     this.cancelSpaceCheck();
     this.flushAnswered();
-    if (this.writing) {
+    if (this.inFlight > 0 || this.pending.length > 0) {
       await new Promise<void>((resolve) => {
         this.onDrained = resolve;
       });
@@ -136,7 +139,7 @@ export class SqliteStore implements Store {
   private flushAnswered(): void {
     if (this.answeredIds.length === 0) return;
     this.pending.push(this.takeAnswered());
-    if (!this.writing) void this.writeBatches();
+    this.arm();
   }
 
   /** Not to be told twice: where it cannot be written, no more is lost than in a crash. */
@@ -149,26 +152,33 @@ export class SqliteStore implements Store {
     return { change, op: change, resolve() {}, reject() {} };
   }
 
-  private async writeBatches(): Promise<void> {
-    this.writing = true;
-    // One turn of the microtask queue, so that changes of the same moment share a transaction.
-    await undefined;
-    while (this.pending.length > 0) {
-      const batch = this.pending.splice(0, batchMax);
-      if (this.answeredIds.length > 0) batch.push(this.takeAnswered());
-      try {
-        // After a failed fsync a second one may succeed without having written anything: no more promises are made.
-        if (this.failure) throw this.failure;
-        const parcel = pack(batch.map(({ op }) => op));
-        const reply = await this.writer.ask({ kind: "commit", parcel }, [parcel.bytes]);
-        const others = new Map("others" in reply ? reply.others : []);
-        for (const [i, one] of batch.entries()) this.finish(one, others.get(i) ?? { status: "applied" });
-      } catch (error) {
-        for (const { reject } of batch) reject(this.trouble(error));
-      }
+  /** What is handed in during one turn of the event loop shares a batch. */
+  private arm(): void {
+    if (this.armed || this.inFlight >= batchesInFlight) return;
+    this.armed = true;
+    setImmediate(() => {
+      this.armed = false;
+      if (this.pending.length > 0) void this.writeBatch(this.pending.splice(0, batchMax));
+      if (this.pending.length > 0) this.arm();
+    });
+  }
+
+  private async writeBatch(batch: Pending[]): Promise<void> {
+    if (this.answeredIds.length > 0) batch.push(this.takeAnswered());
+    this.inFlight++;
+    try {
+      // After a failed fsync a second one may succeed without having written anything: no more promises are made.
+      if (this.failure) throw this.failure;
+      const parcel = pack(batch.map(({ op }) => op));
+      const reply = await this.writer.ask({ kind: "commit", parcel }, [parcel.bytes]);
+      const others = new Map("others" in reply ? reply.others : []);
+      for (const [i, one] of batch.entries()) this.finish(one, others.get(i) ?? { status: "applied" });
+    } catch (error) {
+      for (const { reject } of batch) reject(this.trouble(error));
     }
-    this.writing = false;
-    this.onDrained?.();
+    this.inFlight--;
+    if (this.pending.length > 0) this.arm();
+    else if (this.inFlight === 0) this.onDrained?.();
   }
 
   private finish(pending: Pending, result: CommitResult | Parameters<typeof faultError>[0]): void {

@@ -1,6 +1,7 @@
 /**
  * A worker thread with one connection, asked by message. Waking a thread costs more than most questions: what
- * is asked while it is busy goes to it in one message, and comes back in one.
+ * is asked while it is busy goes to it in one message, and comes back in one. What hands buffers over is grouped
+ * already, and goes at once.
  */
 
 import { Worker } from "node:worker_threads";
@@ -62,7 +63,7 @@ export class Thread {
       this.waiting.set(n, { resolve, reject });
       this.questions.push({ ...question, n } as Ask);
       this.handovers.push(...handover);
-      if (!this.busy) this.send();
+      if (!this.busy || handover.length > 0) this.send();
     });
   }
 
