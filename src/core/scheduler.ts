@@ -35,7 +35,7 @@ export interface Callers {
 const troubleRetryMs = 1000;
 /** How long a caller waits for a slot before its request is queued. Nothing is promised and nothing sent before. */
 const arrivalPatienceMs = 1000;
-const rowsPerRead = windowSize * 2;
+const rowsPerRead = 128;
 /** The loop looks around this often at least, so that a wall clock that was set does no lasting harm. */
 const longestSleepMs = 60_000;
 const never = Number.POSITIVE_INFINITY;
@@ -158,10 +158,11 @@ export class Scheduler {
 
   /** A request has come to wait; with its content, where that is at hand. */
   enqueue(record: RequestRecord, content?: Content): void {
-    const isDue = record.dueAt <= this.world.clock.now();
-    if (content && isDue && !this.stopping) this.contents.keep(record.id, content);
     const lane = this.queueUp(record);
-    if (lane) this.dispatch(lane);
+    if (!lane) return;
+    const isNear = record.dueAt <= this.world.clock.now() && lane.backlog.size <= windowSize;
+    if (content && isNear) this.contents.keep(record.id, content);
+    this.dispatch(lane);
   }
 
   /** A request was ended by somebody else's hand: stops its call, or forgets that it waits. */
@@ -288,8 +289,10 @@ export class Scheduler {
 
   private async load(lane: Lane, group: Omit<ReadyGroup, "count">): Promise<void> {
     try {
-      const rows = await this.world.store.heads(group, rowsPerRead);
-      lane.backlog.loaded(group, rows, rowsPerRead);
+      // Those that are just being claimed still stand among the rows.
+      const limit = windowSize + this.claiming.size;
+      const rows = await this.world.store.heads(group, limit);
+      lane.backlog.loaded(group, rows, limit);
       this.dispatch(lane);
     } catch {
       lane.backlog.notLoaded(group);
