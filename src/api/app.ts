@@ -86,7 +86,12 @@ function jsonRoute(handler: Handler): Handler {
 }
 
 /** Look-ups that do not wait, and cancellations: they end at once, and help where everything else is too much. */
-const brief = /^\/v1\/(requests|chat\/completions\/)(?!.*[?&]wait=)/;
+function isBrief({ method, url = "" }: IncomingMessage, query: URLSearchParams): boolean {
+  if (method === "POST") return /^\/v1\/requests\/[^/?]+\/cancel(\?|$)/.test(url);
+  return (
+    method === "GET" && !query.has("wait") && /^\/v1\/(requests([/?]|$)|chat\/completions\/req_)/.test(url)
+  );
+}
 
 async function answer(
   c: AppContext,
@@ -101,7 +106,7 @@ async function answer(
     const header = headerOf(incoming);
     const caller = options.guard(header);
     const { path, query } = addressOf(incoming);
-    place = options.queue.admission.enter(brief.test(incoming.url ?? ""));
+    place = options.queue.admission.enter(isBrief(incoming, query));
     exchange.whenOver(() => place?.leave());
     const params = c.req.param();
     const call: Call = { incoming, outgoing, exchange, header, caller, place, path, query, params };

@@ -9,7 +9,7 @@ import { isTerminal, type RequestRecord } from "../core/request.ts";
 import { callHashOf, fingerprintOf, type JsonBody, parseBody, readBody, withoutOurs } from "./body.ts";
 import { type ApiOptions, type Call, type Handler, headersOf } from "./context.ts";
 import { comeBack, errorReply, failureReply, jsonReply } from "./errors.ts";
-import { waitWithCaller } from "./hang-up.ts";
+import { waitWithCaller, whenGone } from "./hang-up.ts";
 import { type Asked, readAsked } from "./options.ts";
 import { passThrough } from "./passthrough.ts";
 import { answerOf, pollUrl, presentAsync, requestHeaders } from "./present.ts";
@@ -23,6 +23,7 @@ export const postCompletion: Handler = async (call, options) => {
   if (letThrough) return letThrough();
   // It is on disk now, and counted with the call that sends it.
   call.place.drop();
+  if (submission.hasGone) return undefined;
   const applied: HeaderList = asked.preferenceApplied
     ? [["preference-applied", asked.preferenceApplied]]
     : [];
@@ -128,6 +129,7 @@ function draftOf(call: Call, body: JsonBody, asked: Asked): Draft {
     isRetry: /^0*[1-9]\d*$/.test(call.header("x-stainless-retry-count") ?? ""),
     hold: mode.kind !== "async",
     isGone: () => call.exchange.connection.isGone,
+    onGone: (callback) => whenGone(call, callback),
   };
 }
 

@@ -28,7 +28,7 @@ export class Adoption {
     const { adoptWindowMs, failureEchoMs } = this.settings;
     // Also where the wall clock was set back nothing is later than this.
     const since = (windowMs: number) => (windowMs === 0 ? Number.MAX_SAFE_INTEGER : now - windowMs);
-    return { orphanedAfter: since(adoptWindowMs), isRetry, failedAfter: since(failureEchoMs) };
+    return { now, orphanedAfter: since(adoptWindowMs), isRetry, failedAfter: since(failureEchoMs) };
   }
 
   /** After a start: whoever was connected to the process before is gone. */

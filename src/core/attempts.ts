@@ -1,6 +1,6 @@
 /** The attempts under way in this process: call → decide → apply → tell. */
 
-import { faultText, StorageError } from "./errors.ts";
+import { failures, faultText, StorageError } from "./errors.ts";
 import type { Lanes, Slot } from "./lanes.ts";
 import type { Abort, ChangeSet, Outcome, Part, UpstreamCall, World } from "./ports.ts";
 import {
@@ -88,17 +88,33 @@ export class Attempts {
     const startedAt = clock.now();
     const run: Run = { record, slot, startedAt, abort: { aborted: false, onAbort: undefined } };
     this.running.set(record.id, run);
+    // Its commit came back when all others had been stopped.
+    if (this.closing) stopRun(run, "shutdown");
     observer.tell({ event: "attempt_started", id: record.id, attempt: record.attempt, lane: record.lane });
     try {
       const outcome = await this.call(run, content);
       return await this.settle(run, outcome, clock.now());
     } catch (error) {
       observer.tell({ event: "fault", where: "attempt", message: faultText(error) });
+      // Where the store is in doubt the next start deals with it; whatever else went wrong must leave nobody waiting.
+      if (!(error instanceof StorageError)) await this.fail(record, clock.now());
       return undefined;
     } finally {
       this.running.delete(record.id);
       this.lanes.free(slot);
     }
+  }
+
+  private async fail(record: RequestRecord, now: number): Promise<void> {
+    const { upstream } = laneParts(record.lane);
+    const failure = failures.unstorable(upstream);
+    const moved = transition(record, {
+      type: "ended",
+      now,
+      result: { verdict: "ambiguous", failure },
+      step: { kind: "fail", failure, counted: true, reason: "outcome_unknown" },
+    });
+    if (moved) await this.commitAtLast({ kind: "change", transition: moved }).catch(() => {});
   }
 
   private async call(run: Run, { head, body }: Content): Promise<Outcome> {

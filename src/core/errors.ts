@@ -99,6 +99,12 @@ export const failures = {
     type: "api_connection_error",
     status: 502,
   }),
+  unstorable: (upstream: string): Failure => ({
+    code: "answer_not_stored",
+    message: `The upstream "${upstream}" was called, and its answer could not be stored.`,
+    type: "api_error",
+    status: 502,
+  }),
   badAnswer: (upstream: string): Failure => ({
     code: "upstream_bad_answer",
     message: `The upstream "${upstream}" answered 200 with a body that is not valid JSON.`,

@@ -96,6 +96,12 @@ export class Lanes {
     return lane;
   }
 
+  /** Forgets a lane, if it is there, that nobody uses. */
+  tidy(key: string): void {
+    const lane = this.lanes.get(key);
+    if (lane) this.forgetIdle(lane);
+  }
+
   /** The lanes of an upstream in the order of their turns: each time another one is first. */
   inTurn({ upstream }: Lane): Lane[] {
     const { lanes } = upstream;

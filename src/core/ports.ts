@@ -50,6 +50,8 @@ export type ChangeSet =
       /** Drop the answer of the round before. */
       dropAnswer?: boolean;
     }
+  /** Only what a keyless call may get instead of a request of its own; a conflict where there is nothing. */
+  | { kind: "repeat"; callHash: string; repeats: Repeats }
   /** The caller of a request with a call hash has gone without its answer: the request is an orphan. */
   | { kind: "orphaned"; id: string; at: number; contentSent: boolean; forgetBefore: number }
   /** After a start: nobody is connected, so every such request is an orphan; what was answered is perhaps not known. */
@@ -59,6 +61,8 @@ export type ChangeSet =
 
 /** What a keyless call may get instead of a request of its own. Instants are epoch ms. */
 export interface Repeats {
+  /** An orphan whose deadline is over is nobody's. */
+  now: number;
   /** The oldest equal request that became an orphan after this instant is adopted. */
   orphanedAfter: number;
   /** The call is a retry by its own account: it may also adopt what somebody has perhaps read in part. */

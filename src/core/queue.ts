@@ -43,6 +43,8 @@ export interface Draft {
   hold: boolean;
   /** Whether the caller has gone: what is not accepted by then never is. */
   isGone?: () => boolean;
+  /** Calls back when the caller goes; the returned function ends that. */
+  onGone?: (callback: () => void) => () => void;
 }
 
 export type Submission = {
@@ -54,6 +56,8 @@ export type Submission = {
   record: RequestRecord;
   /** Open where the draft said `hold`, but for `echoed`; to be handed to `wait`, or closed. */
   line?: Line;
+  /** The caller went while its request was being written: that it is an orphan is noted already. */
+  hasGone?: boolean;
 };
 
 export interface QueueSettings extends SchedulerSettings, AdoptionSettings {
@@ -164,16 +168,33 @@ export class Queue {
   }
 
   private async accept(draft: Draft, record: RequestRecord): Promise<Submission> {
-    const slot = this.scheduler.slotFor(record) ?? (await this.slotSoon(draft, record));
-    if (slot) return this.write(draft, record, slot);
+    try {
+      const slot = this.scheduler.slotFor(record) ?? (await this.slotSoon(draft, record));
+      return slot ? await this.write(draft, record, slot) : await this.writeQueued(draft, record);
+    } finally {
+      // Callers choose the names of models: a lane that was only looked at must not stay.
+      this.scheduler.lanes.tidy(record.lane);
+    }
+  }
+
+  private async writeQueued(draft: Draft, record: RequestRecord): Promise<Submission> {
     const refusal = this.admission.queueRefusal(this.scheduler.lanes.waiting + this.arriving);
-    if (refusal) throw refusal;
+    if (refusal) return this.repeatedOr(refusal, draft);
     this.arriving++;
     try {
       return await this.write(draft, record);
     } finally {
       this.arriving--;
     }
+  }
+
+  /** Where nothing new is taken, a retry still finds what it has asked for before. */
+  private async repeatedOr(refusal: AppError, { callHash, isRetry = false }: Draft): Promise<Submission> {
+    if (callHash === undefined) throw refusal;
+    const repeats = this.adoption.repeats(isRetry, this.world.clock.now());
+    const result = await this.commit({ kind: "repeat", callHash, repeats });
+    if (result.status !== "adopted" && result.status !== "echoed") throw refusal;
+    return this.repeated(result.status, result.current);
   }
 
   /** For a call that waits and cannot be known yet. @throws undefined where its caller has gone meanwhile */
@@ -201,10 +222,22 @@ export class Queue {
       line?.close();
       if (slot) this.scheduler.release(slot);
     };
-    const result = await this.commit(change).catch((error) => {
+    const committed = this.commit(change);
+    // Whoever goes now may come back before the commit does: the mark has to stand right behind the accept.
+    let hasGone = false;
+    const unwatch =
+      draft.callHash === undefined
+        ? undefined
+        : draft.onGone?.(() => {
+            hasGone = true;
+            this.adoption.orphaned(record.id, false);
+          });
+    const result = await committed.catch((error) => {
+      unwatch?.();
       abandon();
       throw error;
     });
+    unwatch?.();
     if (result.status !== "applied") {
       abandon();
       if (result.status === "conflict") return this.known(draft, result.current);
@@ -214,7 +247,8 @@ export class Queue {
     this.world.observer.tell({ event: "accepted", id, lane, state });
     if (slot) this.scheduler.run(first, slot, draft.content);
     else this.scheduler.enqueue(record, draft.content);
-    return { kind: "accepted", record: first, line };
+    if (hasGone) line?.close();
+    return { kind: "accepted", record: first, line, hasGone };
   }
 
   /** A keyless call that gets what an equal one left behind. */

@@ -96,7 +96,7 @@ export class Scheduler {
   }
 
   isRunning(id: string): boolean {
-    return this.attempts.isRunning(id);
+    return this.attempts.isRunning(id) || this.claiming.has(id);
   }
 
   /** A slot for a request that is just being accepted, if it may start at once: nobody who waits is overtaken. */

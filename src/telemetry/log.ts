@@ -23,9 +23,12 @@ const levels: Record<Told["event"], "error" | "warn" | "info" | "debug"> = {
   fault: "error",
 };
 
+/** When nobody reads the log, what is beyond this is dropped. */
+const longestBacklogBytes = 16 * 1024 * 1024;
+
 export function createLog(level: LogLevel): Observer {
   // Not synchronous: a slow reader of the log must not slow the requests. What is left is written at the exit.
-  const destination = pino.destination({ dest: 2, sync: false });
+  const destination = pino.destination({ dest: 2, sync: false, maxLength: longestBacklogBytes });
   const log = pino({ level, base: undefined, timestamp: pino.stdTimeFunctions.isoTime }, destination);
   return {
     tell({ event, ...facts }) {

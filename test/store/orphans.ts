@@ -24,7 +24,7 @@ const otherHash = "cd".repeat(32);
 const minuteMs = 60_000;
 
 /** A call that takes whatever there is, of whatever age. */
-const anything: Repeats = { orphanedAfter: 0, isRetry: true, failedAfter: 0 };
+const anything: Repeats = { now: 0, orphanedAfter: 0, isRetry: true, failedAfter: 0 };
 const applied: CommitResult = { status: "applied" };
 
 export function orphanConformance(open: () => Promise<Opened>): void {

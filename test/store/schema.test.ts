@@ -266,7 +266,7 @@ describe("a query of the scheduler", () => {
 describe("a statement of the writer", () => {
   const at = start;
   const forgetBefore = start - 1;
-  const repeats = { orphanedAfter: 0, isRetry: true, failedAfter: 0 };
+  const repeats = { now: 0, orphanedAfter: 0, isRetry: true, failedAfter: 0 };
   const changes: [string, ChangeSet, string[]][] = [
     [
       "what a keyless call may get",
@@ -445,7 +445,7 @@ describe("a file of schema 1", () => {
   });
 
   test("has its keyless calls that were under way become orphans; what had ended is nobody's", () => {
-    const repeats = { orphanedAfter: 0, isRetry: true, failedAfter: Number.MAX_SAFE_INTEGER };
+    const repeats = { now: 0, orphanedAfter: 0, isRetry: true, failedAfter: Number.MAX_SAFE_INTEGER };
     expect(today.commitAll([{ kind: "all_orphaned", at: start, forgetBefore: 0 }])).toEqual([
       { status: "applied" },
     ]);

@@ -72,10 +72,12 @@ const sql = {
       ORDER BY number DESC LIMIT 1 OFFSET ?2)`,
   orphan: `SELECT requests.* FROM held JOIN requests ON seq = request_seq
     WHERE held.call_hash = unhex(?) AND orphaned_at > ? AND content_sent <= ?
-      AND state IN ('queued', 'processing', 'retrying', 'completed')
+      AND (state = 'completed' OR (state IN ('queued', 'processing', 'retrying') AND deadline_at > ?))
     ORDER BY orphaned_at, request_seq LIMIT 1`,
   failedCall: `SELECT * FROM requests WHERE call_hash = unhex(?) AND state = 'failed' AND ended_at > ?
-    AND end_reason IN (${marks(reasonsInVain.length)}) ORDER BY ended_at DESC LIMIT 1`,
+    AND end_reason IN (${marks(reasonsInVain.length)})
+    AND NOT EXISTS (SELECT 1 FROM held WHERE request_seq = seq AND orphaned_at IS NOT NULL)
+    ORDER BY ended_at DESC LIMIT 1`,
   orphaned: `UPDATE held SET orphaned_at = ?, content_sent = max(content_sent, ?)
     WHERE request_seq = (SELECT seq FROM requests WHERE id = ?) AND orphaned_at IS NULL`,
   allOrphaned: `UPDATE held SET orphaned_at = ?, content_sent =
@@ -209,6 +211,8 @@ export class Engine {
         return this.accept(op);
       case "change":
         return this.change(op);
+      case "repeat":
+        return this.repeated(op.callHash, op.repeats) ?? { status: "conflict", current: undefined };
       case "orphaned":
         return this.orphaned(op);
       case "all_orphaned":
@@ -235,8 +239,8 @@ export class Engine {
 
   /** What an equal call left behind. An orphan is given to this caller in the same transaction, so to one only. */
   private repeated(callHash: string, repeats: Repeats): CommitResult | undefined {
-    const { orphanedAfter, isRetry, failedAfter } = repeats;
-    const orphan = this.statement(sql.orphan).get(callHash, orphanedAfter, isRetry ? 1 : 0);
+    const { now, orphanedAfter, isRetry, failedAfter } = repeats;
+    const orphan = this.statement(sql.orphan).get(callHash, orphanedAfter, isRetry ? 1 : 0, now);
     if (orphan) {
       const row = orphan as rows.RequestRow;
       this.statement("UPDATE held SET orphaned_at = NULL WHERE request_seq = ?").run(row.seq);

@@ -96,9 +96,7 @@ export interface Parcel {
 }
 
 export function pack(ops: Op[]): Parcel {
-  let size = 0;
-  for (const [, , bytes] of partsOf(ops)) size += bytes.byteLength;
-  const all = new Uint8Array(size);
+  const all = new Uint8Array(ops.reduce((sum, op) => sum + sizeOf(op), 0));
   let at = 0;
   const packed = ops.map((op): Op<number> => {
     if (!("parts" in op)) return op;
@@ -124,6 +122,9 @@ export function unpack({ ops, bytes }: Parcel): Op[] {
   });
 }
 
-function* partsOf(ops: Op[]): Generator<PartRow<Uint8Array>> {
-  for (const op of ops) if ("parts" in op) yield* op.parts;
+/** How many bytes the parts of an operation have. */
+export function sizeOf(op: Op): number {
+  let size = 0;
+  if ("parts" in op) for (const [, , bytes] of op.parts) size += bytes.byteLength;
+  return size;
 }

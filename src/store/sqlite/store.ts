@@ -6,11 +6,12 @@
 
 import { mkdir, statfs } from "node:fs/promises";
 import { dirname } from "node:path";
+import { scheduler } from "node:timers/promises";
 import { faultText, StorageError } from "../../core/errors.ts";
 import type { ChangeSet, Clock, CommitResult, Observer, Store } from "../../core/ports.ts";
 import { Watchers } from "../watchers.ts";
 import type { Reads } from "./engine.ts";
-import { type Op, opOf, pack } from "./op.ts";
+import { type Op, opOf, pack, sizeOf } from "./op.ts";
 import { faultError, Thread } from "./thread.ts";
 
 export interface SqliteOptions {
@@ -35,6 +36,7 @@ interface Pending {
 
 /** So many changes go into one transaction at most; a longer one would make each of them wait. */
 const batchMax = 512;
+const batchBytesMax = 32 * 1024 * 1024;
 /** While the thread writes one batch the next is on its way, so that it never waits for this thread. */
 const batchesInFlight = 2;
 /** Notes that are lazy wait this long at most for a commit that takes them along. */
@@ -156,11 +158,21 @@ export class SqliteStore implements Store {
   private arm(): void {
     if (this.armed || this.inFlight >= batchesInFlight) return;
     this.armed = true;
-    setImmediate(() => {
+    void scheduler.yield().then(() => {
       this.armed = false;
-      if (this.pending.length > 0) void this.writeBatch(this.pending.splice(0, batchMax));
+      if (this.pending.length > 0) void this.writeBatch(this.takeBatch());
       if (this.pending.length > 0) this.arm();
     });
+  }
+
+  /** At least one change, and no more than a transaction or one buffer should hold. */
+  private takeBatch(): Pending[] {
+    let count = 0;
+    let bytes = 0;
+    while (count < this.pending.length && count < batchMax && bytes < batchBytesMax) {
+      bytes += sizeOf(this.pending[count++]!.op);
+    }
+    return this.pending.splice(0, count);
   }
 
   private async writeBatch(batch: Pending[]): Promise<void> {

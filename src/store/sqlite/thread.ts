@@ -73,7 +73,12 @@ export class Thread {
     const handovers = this.handovers;
     this.questions = [];
     this.handovers = [];
-    this.worker.postMessage(asks, handovers);
+    try {
+      this.worker.postMessage(asks, handovers);
+    } catch (error) {
+      // None of them would ever be answered.
+      this.lose(error);
+    }
   }
 
   private receive(replies: Reply[]): void {
