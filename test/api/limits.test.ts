@@ -76,6 +76,8 @@ describe("when as many callers are held as may be", () => {
     const other = await held(outlast);
     const refused = [
       outlast.post(path, hello),
+      outlast.post(`${path}/`, hello),
+      outlast.post("/v1/requestsFoo", {}),
       outlast.post("/v1/embeddings", { model: "m", input: "x" }),
       outlast.fetch("/v1/models"),
     ];
@@ -273,6 +275,22 @@ describe("when as many requests wait as may", () => {
     await outlast.post(`/v1/requests/${record!.id}/cancel`, {});
     const other = { ...hello, ...later, temperature: 1 };
     expect((await outlast.post(path, other, { "idempotency-key": "c" })).status).toBe(202);
+  });
+
+  test("a retry without a key still finds the request that it has made before", async () => {
+    const outlast = await serve({ max_queued: 1 }, { upstreamToml: "max_concurrency = 1" });
+    const first = gate();
+    outlast.fake.script(first.step);
+    const socket = await held(outlast);
+    await outlast.post(path, { ...hello, ...later });
+    await queueFull(await outlast.post(path, hello, { "x-stainless-retry-count": "1" }));
+    socket.resetAndDestroy();
+    await outlast.ear.event("orphaned");
+    const retry = outlast.post(path, hello, { "x-stainless-retry-count": "1" });
+    await outlast.ear.event("adopted");
+    first.release();
+    expect((await retry).status).toBe(200);
+    expect(outlast.fake.seen).toHaveLength(1);
   });
 
   test("no more are taken, however many come at once", async () => {

@@ -93,6 +93,26 @@ export function orphanConformance(open: () => Promise<Opened>): void {
       expect(await call()).toEqual(applied);
     });
 
+    test("that is past its deadline is nobody's, unless it has completed", async () => {
+      const late = await processing();
+      await orphan(late, start);
+      const now = late.deadlineAt;
+      expect(await call({ ...anything, now })).toEqual(applied);
+      expect(await call({ ...anything, now: now - 1 })).toEqual(adopted(late));
+      const done = await completed();
+      await orphan(done, start);
+      expect(await call({ ...anything, now })).toEqual(adopted(done));
+    });
+
+    test("is found by who only asks for one; where there is none nothing is written", async () => {
+      const ask: ChangeSet = { kind: "repeat", callHash: hash, repeats: anything };
+      expect(await opened.store.commit(ask)).toEqual({ status: "conflict", current: undefined });
+      const record = await processing();
+      await orphan(record, start);
+      expect(await opened.store.commit(ask)).toEqual(adopted(record));
+      expect(await opened.store.commit(ask)).toEqual({ status: "conflict", current: undefined });
+    });
+
     test("is no call whose caller is there", async () => {
       await processing();
       await completed();
@@ -321,6 +341,12 @@ export function orphanConformance(open: () => Promise<Opened>): void {
         await accepted(aCall(), starts(opened.owner), fails());
         await accepted(aCall(), isCancelled());
         await completed();
+        expect(await call()).toEqual(applied);
+      });
+
+      test("a failure that nobody was told is not echoed", async () => {
+        const record = await accepted(aCall(), givesUp());
+        await orphan(record, start);
         expect(await call()).toEqual(applied);
       });
 
