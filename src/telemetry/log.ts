@@ -31,14 +31,18 @@ export function createLog(level: LogLevel): Observer {
   const destination = pino.destination({ dest: 2, sync: false, maxLength: longestBacklogBytes });
   const log = pino({ level, base: undefined, timestamp: pino.stdTimeFunctions.isoTime }, destination);
   return {
-    tell({ event, ...facts }) {
-      log[levelOf(event, facts)](facts, event);
+    tell(told) {
+      const level = levelOf(told);
+      if (!log.isLevelEnabled(level)) return;
+      const { event, ...facts } = told;
+      log[level](facts, event);
     },
   };
 }
 
-/** An attempt that goes wrong is worth a line; one that goes well is not. */
-function levelOf(event: Told["event"], facts: Record<string, unknown>): "error" | "warn" | "info" | "debug" {
-  if (event === "attempt_ended" && facts.verdict !== "success") return "warn";
-  return levels[event];
+/** What goes wrong is worth a line; what goes well stands in the record, and there is much of it. */
+function levelOf(told: Told): "error" | "warn" | "info" | "debug" {
+  if (told.event === "attempt_ended" && told.verdict !== "success") return "warn";
+  if (told.event === "ended" && told.state === "completed") return "debug";
+  return levels[told.event];
 }
