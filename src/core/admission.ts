@@ -55,7 +55,7 @@ export class Admission {
   private pressure: Record<"overloaded" | "queue_full", Pressure>;
   private heldNow = 0;
   private bytesNow = 0;
-  private readonly receiving = new Map<Place, (refusal: AppError) => void>();
+  private readonly receiving = new Set<(refusal: AppError) => void>();
 
   constructor(limits: Limits, { clock, random }: { clock: Clock; random: Random }) {
     this.limits = limits;
@@ -108,15 +108,15 @@ export class Admission {
     this.bytesNow += bytes;
   }
 
-  /** Tells `refuse` of a place whose body is being received when no more bodies are wanted. */
-  whileReceiving(place: Place, refuse: (refusal: AppError) => void): () => void {
-    this.receiving.set(place, refuse);
-    return () => this.receiving.delete(place);
+  /** Calls `refuse` for a body that is being received when no more bodies are wanted. */
+  whileReceiving(refuse: (refusal: AppError) => void): () => void {
+    this.receiving.add(refuse);
+    return () => this.receiving.delete(refuse);
   }
 
   /** Refuses every caller whose body is still being received. */
   refuseUploads(refusal: () => AppError): void {
-    for (const refuse of [...this.receiving.values()]) refuse(refusal());
+    for (const refuse of [...this.receiving]) refuse(refusal());
   }
 
   private refuse(code: "overloaded" | "queue_full", message: string): AppError {
@@ -164,7 +164,7 @@ export class Place {
 
   /** Refuses the body that is being received here when no more bodies are wanted. The returned function ends that. */
   receive(refuse: (refusal: AppError) => void): () => void {
-    return this.admission.whileReceiving(this, refuse);
+    return this.admission.whileReceiving(refuse);
   }
 
   /** Gives all its bytes back. */

@@ -80,7 +80,7 @@ function changeOp({
     round: record.round === round ? undefined : rows.roundValues(record),
     fence: [record.id, state, expect.attempt, round, owner?.node ?? null, owner?.epoch ?? null],
     isLive: record.state === "processing",
-    attempt: attempt?.endedAt === undefined ? undefined : rows.attemptValues(attempt),
+    attempt: attempt && rows.attemptValues(attempt),
     keepThrottled,
     dropAnswer,
     parts: parts?.map(partRow) ?? [],

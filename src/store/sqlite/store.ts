@@ -1,7 +1,8 @@
 /**
  * The embedded store: a writer thread with group commit and a reader thread, on one file.
  *
- * Group commit needs no timer: while one batch is being written, whatever arrives is the next batch.
+ * Group commit needs no timer: while one batch is being written and the next is on its way, whatever arrives is the
+ * one after it.
  */
 
 import { mkdir, statfs } from "node:fs/promises";
