@@ -1,6 +1,15 @@
 /** What core needs from the outside: the World. Built twice: by server.ts, and by the simulation with a seed. */
 
-import type { AttemptRecord, Failure, Owner, RequestRecord, State, Transition, Verdict } from "./request.ts";
+import type {
+  AttemptRecord,
+  Expectation,
+  Failure,
+  Owner,
+  RequestRecord,
+  State,
+  Transition,
+  Verdict,
+} from "./request.ts";
 
 export interface World {
   clock: Clock;
@@ -32,6 +41,21 @@ export interface Part {
   bytes: Uint8Array;
 }
 
+/**
+ * Events of a streamed answer that lie next to each other: the data of each, one a line, as UTF-8. An event's number
+ * is its count, from 1; `after` is the number of the event before the first of these.
+ */
+export interface EventBatch {
+  after: number;
+  bytes: Uint8Array;
+}
+
+/** What is added to the recorded events of a request. */
+export interface EventsWritten extends EventBatch {
+  /** Drops what was recorded before: the answer has begun anew. */
+  anew: boolean;
+}
+
 /** Everything that one step of a request writes, in one transaction or not at all. */
 export type ChangeSet =
   | {
@@ -47,9 +71,13 @@ export type ChangeSet =
       kind: "change";
       transition: Transition;
       parts?: Part[];
-      /** Drop the answer of the round before. */
+      /** The last events of its stream. */
+      events?: EventsWritten;
+      /** Drop the answer, and the events, of the round before. */
       dropAnswer?: boolean;
     }
+  /** The next events of a request that is being processed; `forks` as they are from now on, see `RequestRecord`. */
+  | { kind: "events"; id: string; expect: Expectation; forks: number[]; events: EventsWritten }
   /** Only what a keyless call may get instead of a request of its own; a conflict where there is nothing. */
   | { kind: "repeat"; callHash: string; repeats: Repeats }
   /** The caller of a request with a call hash has gone without its answer: the request is an orphan. */
@@ -127,6 +155,12 @@ export interface Store {
   /** The newest record of the project whose answer has this id. */
   byResponse(project: string, responseId: string): Promise<RequestRecord | undefined>;
   parts(id: string, kinds: PartKind[]): Promise<Part[]>;
+  /**
+   * Recorded events of a stream in their order, from the batch that holds event `after + 1` on, or from the last one
+   * where there is none. Those of the first batch may be known already. Stops behind the batch that reaches
+   * `maxBytes`; empty where nothing is recorded.
+   */
+  events(id: string, after: number, maxBytes: number): Promise<EventBatch[]>;
   /** Those that have ended, and the one under way. */
   attempts(id: string): Promise<AttemptRecord[]>;
   list(query: ListQuery): Promise<RequestRecord[]>;
@@ -158,6 +192,36 @@ export interface UpstreamCall {
   path: string;
   headers: [string, string][];
   body: Uint8Array;
+  /** The answer is wanted as a stream. */
+  stream?: StreamWish;
+}
+
+export interface StreamWish {
+  /** The caller asked for the usage chunk; it is kept from one who did not. */
+  usage: boolean;
+  /** What chunks and answer call themselves instead of their own: others of the same answer were seen before. */
+  identity?: Identity;
+}
+
+/** The answer's own id, and Unix seconds. */
+export interface Identity {
+  id: string;
+  created: number;
+}
+
+/** One event of a streamed answer, read where it arrives. */
+export interface Chunk {
+  /** JSON on one line, as it goes to callers. */
+  data: string;
+  /** It says something to a caller: text, a tool call, a refusal, an end. Chunks that only name a role do not. */
+  isContent: boolean;
+  /**
+   * The text that it adds to the only choice; "" where it adds none. Undefined where it says anything else that an
+   * answer begun anew could not be compared by: a tool call, a second choice, reasoning, log probabilities.
+   */
+  text: string | undefined;
+  /** How many characters of output it has, of whatever kind; what cut attempts are billed for is estimated from them. */
+  chars: number;
 }
 
 /** What an answer says about itself; read once, where it arrives, so that core never parses bodies. */
@@ -183,11 +247,19 @@ export type Outcome =
       firstByteAt: number;
     }
   | { kind: "network_error"; code: string; sent: boolean }
-  | { kind: "timeout"; phase: "connect" | "headers" | "attempt" | "deadline" }
+  | { kind: "timeout"; phase: "connect" | "headers" | "first_token" | "idle" | "attempt" | "deadline" }
   | { kind: "aborted"; sent: boolean };
 
-/** The last event is always `ended`; a plain answer has no other. */
-export type UpstreamEvent = { kind: "ended"; outcome: Outcome };
+/**
+ * The last event is always `ended`; a plain answer has no other. The outcome of a whole stream is a `response` whose
+ * body is the chat.completion that its chunks make. A stream that breaks off ends with what broke it.
+ */
+export type UpstreamEvent =
+  /** A stream begins; the headers are those that may go to a caller. */
+  | { kind: "head"; headers: [string, string][] }
+  /** Chunks that arrived together; none is a sign of life. */
+  | { kind: "chunks"; chunks: Chunk[] }
+  | { kind: "ended"; outcome: Outcome };
 
 /** A call that is let through without a record: any method, any body, both ways as they come. */
 export interface ForwardCall {

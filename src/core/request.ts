@@ -48,6 +48,15 @@ export interface Terms {
   held: boolean;
   /** Upstream that the caller named; no other one may serve. */
   upstream?: string;
+  /** Where the answer is asked for as a stream. */
+  stream?: StreamTerms;
+}
+
+export interface StreamTerms {
+  /** `buffered`: nothing is delivered before the answer is whole. */
+  mode: "live" | "buffered";
+  /** The caller asked for the usage chunk. */
+  usage: boolean;
 }
 
 export interface RequestRecord {
@@ -98,6 +107,12 @@ export interface RequestRecord {
   lastErrorCode?: string;
   /** Why it ended as it did. */
   endReason?: Reason;
+  /**
+   * Each time that the stream was taken up again by a process that cannot know what its callers have read, or began
+   * anew, its version counts up, and this list has the number of events that the new version shares with the one
+   * before. Event numbers of an earlier version mean something up to there.
+   */
+  forks: number[];
 }
 
 /** One call to an upstream. Without `endedAt` it is under way, or its process died. */
@@ -160,7 +175,8 @@ export type RequestEvent =
   | { type: "started"; now: number; owner: Owner }
   | { type: "ended"; now: number; result: AttemptResult; step: Step }
   | { type: "interrupted"; now: number; result: AttemptResult; step: Step }
-  | { type: "cancelled"; now: number }
+  /** Of a stream that is under way: what it has used, and its forks. */
+  | { type: "cancelled"; now: number; usage?: string; forks?: number[] }
   | { type: "gave_up"; now: number; failure: Failure; reason: Reason }
   | { type: "rerouted"; now: number; lane: string }
   | {
@@ -241,7 +257,7 @@ export function transition(record: RequestRecord, event: RequestEvent): Transiti
     case "interrupted":
       return { expect, ...ended(record, event) };
     case "cancelled":
-      return { expect, ...cancelled(record, event.now) };
+      return { expect, ...cancelled(record, event) };
     case "gave_up":
       return { expect, record: over(record, "failed", event.now, event.reason, event.failure) };
     case "rerouted":
@@ -334,8 +350,10 @@ function endedAttempt(
   };
 }
 
-function cancelled(record: RequestRecord, now: number) {
-  const next = over({ ...record, lastErrorCode: "request_cancelled" }, "cancelled", now, "cancelled");
+function cancelled(record: RequestRecord, event: Extract<RequestEvent, { type: "cancelled" }>) {
+  const { now, usage = record.usage, forks = record.forks } = event;
+  const before = { ...record, lastErrorCode: "request_cancelled", usage, forks };
+  const next = over(before, "cancelled", now, "cancelled");
   if (record.state !== "processing") return { record: next };
   const attempt: AttemptRecord = {
     ...attemptUnderWay(record),
@@ -343,6 +361,7 @@ function cancelled(record: RequestRecord, now: number) {
     verdict: "ambiguous",
     errorCode: "request_cancelled",
     reason: "cancelled",
+    usage: event.usage,
   };
   return { record: next, attempt };
 }
@@ -384,5 +403,7 @@ function revived(record: RequestRecord, event: Extract<RequestEvent, { type: "re
     endReason: undefined,
     error: undefined,
     duplicatePossible: record.duplicatePossible || event.lastWasAmbiguous,
+    // Its answer is dropped.
+    forks: record.terms.stream ? [...record.forks, 0] : record.forks,
   };
 }

@@ -2,7 +2,7 @@
 
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from "vitest";
 import type { ChangeSet, Ended, ListQuery, Part, PartKind, ReadyGroup, Store } from "../../src/core/ports.ts";
-import type { Expectation, Owner, RequestRecord, Transition } from "../../src/core/request.ts";
+import type { Owner, RequestRecord, Transition } from "../../src/core/request.ts";
 import { attemptUnderWay, startAtOnce } from "../../src/core/request.ts";
 import {
   aFailure,
@@ -20,11 +20,13 @@ import {
   isThrottled,
   type Move,
   retries,
+  staleExpectations,
   start,
   starts,
   walk,
 } from "../support/builders.ts";
 import { orphanConformance } from "./orphans.ts";
+import { streamConformance } from "./streams.ts";
 
 export interface Opened {
   store: Store;
@@ -233,32 +235,24 @@ export function storeConformance(name: string, open: () => Promise<Opened>): voi
         return take(record, starts(owner), isThrottled(), starts(owner));
       }
 
-      const others: [string, (expect: Expectation, owner: Owner) => Partial<Expectation>][] = [
-        ["state", () => ({ state: "retrying" })],
-        ["attempt, one behind", ({ attempt }) => ({ attempt: attempt - 1 })],
-        ["attempt, one ahead", ({ attempt }) => ({ attempt: attempt + 1 })],
-        ["round", ({ round }) => ({ round: round + 1 })],
-        ["owner's node", (_, { epoch }) => ({ owner: { node: "another", epoch } })],
-        ["owner's earlier epoch", (_, { node, epoch }) => ({ owner: { node, epoch: epoch - 1 } })],
-        ["owner's later epoch", (_, { node, epoch }) => ({ owner: { node, epoch: epoch + 1 } })],
-        ["owner, none expected", () => ({ owner: undefined })],
-      ];
-
-      test.each(others)("that expects another %s is a conflict and writes nothing", async (_, other) => {
-        const record = await busy();
-        const before = await stored(record.id);
-        const change: Change = {
-          kind: "change",
-          transition: { ...walk(record, completes())[0]!, keepThrottled: 0 },
-          parts: [part("answer_head", "h"), part("answer", "new", 1)],
-          dropAnswer: true,
-        };
-        const expected = { ...change.transition.expect, ...other(change.transition.expect, owner) };
-        const stale: Change = { ...change, transition: { ...change.transition, expect: expected } };
-        expect(await store.commit(stale)).toEqual({ status: "conflict", current: record });
-        expect(await stored(record.id)).toEqual(before);
-        await commit(change);
-      });
+      test.each(staleExpectations)(
+        "that expects another %s is a conflict and writes nothing",
+        async (_, other) => {
+          const record = await busy();
+          const before = await stored(record.id);
+          const change: Change = {
+            kind: "change",
+            transition: { ...walk(record, completes())[0]!, keepThrottled: 0 },
+            parts: [part("answer_head", "h"), part("answer", "new", 1)],
+            dropAnswer: true,
+          };
+          const expected = { ...change.transition.expect, ...other(change.transition.expect, owner) };
+          const stale: Change = { ...change, transition: { ...change.transition, expect: expected } };
+          expect(await store.commit(stale)).toEqual({ status: "conflict", current: record });
+          expect(await stored(record.id)).toEqual(before);
+          await commit(change);
+        },
+      );
 
       test("that expects an owner where there is none is a conflict and writes nothing", async () => {
         const record = await accept(aRequest());
@@ -414,7 +408,8 @@ export function storeConformance(name: string, open: () => Promise<Opened>): voi
           await commit({ kind: "change", transition: { expect: { state, attempt, round }, record: full } });
           expect(await store.get(id)).toEqual(full);
           await commit({ kind: "change", transition: { expect: full, record: empty } });
-          expect(await store.get(id)).toEqual(empty);
+          // All but the forks, which only grow.
+          expect(await store.get(id)).toEqual({ ...empty, forks: full.forks });
         },
       );
 
@@ -1049,6 +1044,7 @@ export function storeConformance(name: string, open: () => Promise<Opened>): voi
     });
 
     orphanConformance(open);
+    streamConformance(open);
 
     test("has space for new work", () => {
       expect(store.hasSpace()).toBe(true);

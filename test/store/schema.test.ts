@@ -24,12 +24,15 @@ type Row = Record<string, unknown>;
 const owner = { node: "local", epoch: 1 };
 const lane = "fake/gpt-test";
 const callHash = "ab".repeat(32);
+const events = { after: 0, bytes: Buffer.from("{}"), anew: false };
 
 let dir: string;
 let path: string;
 let engine: Engine;
 let db: Database.Database;
 let tables: string[];
+/** The request that has a row in every table. */
+let streamed: string;
 
 const rows = <T = Row>(sql: string, ...values: unknown[]): T[] => db.prepare(sql).all(...values) as T[];
 const count = (table: string): number => rows<{ n: number }>(`SELECT count(*) AS n FROM ${table}`)[0]!.n;
@@ -68,13 +71,14 @@ beforeAll(() => {
   engine = new Engine(path, { readonly: false });
   engine.nextEpoch(owner.node, start);
   const record = aRecord({ tags: ["t"], idempotencyKey: "k", callHash });
+  streamed = record.id;
   const key = { project: record.project, endpoint: record.endpoint, key: "k" };
   const parts = [{ kind: "body" as const, seq: 0, bytes: Buffer.from("b") }];
   const [begun, ended] = walk(record, starts(owner), completes());
   const results = engine.commitAll([
     { kind: "accept", record, parts, key },
     { kind: "change", transition: begun! },
-    { kind: "change", transition: ended! },
+    { kind: "change", transition: ended!, events },
   ]);
   expect(results).toEqual(Array(3).fill({ status: "applied" }));
   db = new KeptDatabase(path);
@@ -95,7 +99,15 @@ const children = (): string[] => tables.filter((table) => table !== "nodes" && t
 describe("every table", () => {
   test("is filled by these tests", () => {
     expect(tables).toEqual(
-      expect.arrayContaining(["nodes", "requests", "idempotency_keys", "parts", "attempts", "held"]),
+      expect.arrayContaining([
+        "nodes",
+        "requests",
+        "idempotency_keys",
+        "parts",
+        "events",
+        "attempts",
+        "held",
+      ]),
     );
     expect(tables.filter((table) => count(table) === 0)).toEqual([]);
   });
@@ -185,6 +197,7 @@ describe("a closed set of words", () => {
     ["a lane without a model", { lane: "fake" }],
     ["a priority that does not exist", { priority: 3 }],
     ["terms that are no JSON", { terms: "{" }],
+    ["forks that are no JSON", { forks: "[1" }],
     ["an attempt before the first", { attempt: -1 }],
     ["a fingerprint that is no SHA-256", { fingerprint: Buffer.alloc(31) }],
   ])("goes with rules about rows: there is never %s", (_, change) => {
@@ -198,6 +211,7 @@ test.each([
   ["requests", ["id"]],
   ["idempotency_keys", ["project", "endpoint", "key"]],
   ["parts", ["request_seq", "kind", "seq"]],
+  ["events", ["request_seq", "seq"]],
   ["attempts", ["request_seq", "number"]],
 ])("there is one row in %s for each %j", (table, expected) => {
   const unique = indexes(table).filter((index) => index.unique && !index.partial);
@@ -246,12 +260,21 @@ describe("a query of the scheduler", () => {
     ["a key", (it) => it.byKey("default", "/e", "k")],
     ["an answer's id", (it) => it.byResponse("default", "chatcmpl-1")],
     ["parts", (it) => it.parts("req_1", ["body"])],
+    ["events", (it) => it.events(streamed, 0, 1000)],
     ["attempts", (it) => it.attempts("req_1")],
     ["a page of a list", (it) => it.list({ project: "default", order: "desc", limit: 10 })],
   ])("for %s scans no table, and sorts nothing", (_, read) => {
     const details = plan(read);
     expect(details.length).toBeGreaterThan(0);
     expect(details.filter((detail) => !detail.startsWith("SEARCH"))).toEqual([]);
+  });
+
+  test("for events goes along their key, and reads no batch that it does not want", () => {
+    const details = plan((it) => it.events(streamed, 0, 1000));
+    expect(details.filter((detail) => detail.includes("events"))).toEqual([
+      "SEARCH events USING INDEX sqlite_autoindex_events_1 (request_seq=? AND seq<?)",
+      "SEARCH events USING INDEX sqlite_autoindex_events_1 (request_seq=? AND seq>?)",
+    ]);
   });
 
   test("keeps requests that have ended out of the indexes of those that wait", () => {
@@ -267,6 +290,7 @@ describe("a statement of the writer", () => {
   const at = start;
   const forgetBefore = start - 1;
   const repeats = { now: 0, orphanedAfter: 0, isRetry: true, failedAfter: 0 };
+  const running = walk(aRecord(), starts(owner))[0]!;
   const changes: [string, ChangeSet, string[]][] = [
     [
       "what a keyless call may get",
@@ -290,15 +314,47 @@ describe("a statement of the writer", () => {
       { kind: "answered", ids: ["req_none"] },
       ["SEARCH held USING INTEGER PRIMARY KEY (rowid=?)", "SEARCH requests USING COVERING INDEX"],
     ],
+    [
+      "the next events of a stream",
+      { kind: "events", id: running.record.id, expect: running.record, forks: [], events },
+      ["SEARCH requests USING INDEX sqlite_autoindex_requests_1 (id=?)"],
+    ],
+    [
+      "a stream that begins anew",
+      {
+        kind: "events",
+        id: running.record.id,
+        expect: running.record,
+        forks: [0],
+        events: { ...events, anew: true },
+      },
+      [
+        "SEARCH requests USING INDEX sqlite_autoindex_requests_1 (id=?)",
+        "SEARCH requests USING INTEGER PRIMARY KEY (rowid=?)",
+        "SEARCH events USING COVERING INDEX sqlite_autoindex_events_1 (request_seq=?)",
+      ],
+    ],
+    [
+      "the end of a stream",
+      { kind: "change", transition: walk(running.record, completes())[0]!, events, dropAnswer: true },
+      [
+        "SEARCH requests USING INDEX sqlite_autoindex_requests_1 (id=?)",
+        "SEARCH events USING COVERING INDEX sqlite_autoindex_events_1 (request_seq=?)",
+      ],
+    ],
   ];
 
-  /** The plans of the statements about held calls that a change takes. */
+  /** The plans of the statements about held calls and streams that a change takes. */
   function plan(change: ChangeSet): string[] {
     const own = join(dir, "plan.db");
     const fresh = new Engine(own, { readonly: false });
-    fresh.commitAll([change]);
+    fresh.commitAll([{ kind: "accept", record: running.record, parts: [] }]);
     const { statements } = fresh as unknown as { statements: Map<string, unknown> };
-    const texts = [...statements.keys()].filter((text) => /\bheld\b|call_hash = /.test(text));
+    statements.clear();
+    fresh.commitAll([change]);
+    const texts = [...statements.keys()].filter((text) =>
+      /\bheld\b|call_hash = |\bevents\b|\bforks\b/.test(text),
+    );
     fresh.close();
     for (const end of ["", "-wal", "-shm"]) rmSync(own + end, { force: true });
     return texts.flatMap((text) => {
@@ -322,8 +378,8 @@ describe("a statement of the writer", () => {
   );
 });
 
-describe("a file of schema 1", () => {
-  const released = readFileSync(new URL("./released/schema-1.sql", import.meta.url), "utf8");
+describe.each([1, 2])("a file of schema %i", (version) => {
+  const released = readFileSync(new URL(`./released/schema-${version}.sql`, import.meta.url), "utf8");
   const second = { node: "local", epoch: 2 };
   let own: string;
   let old: Database.Database;
@@ -372,6 +428,38 @@ describe("a file of schema 1", () => {
     expect(found).toMatchObject({ version: schemaVersion, integrity: "ok", references: [] });
   });
 
+  test("still has every row that it had, in every column that there still is", () => {
+    const now = new KeptDatabase(own, { readonly: true });
+    const gone: Record<number, string[]> = { 1: ["requests.answered"], 2: [] };
+    const lost: string[] = [];
+    for (const { name: table } of inOld<{ name: string }>(
+      "SELECT name FROM sqlite_master WHERE type = 'table'",
+    )) {
+      const all = inOld<Column>(`SELECT name FROM pragma_table_info('${table}')`);
+      const left = now.prepare("SELECT name FROM pragma_table_info(?)").pluck().all(table);
+      const both = all.map(({ name }) => name).filter((name) => left.includes(name));
+      lost.push(...all.filter(({ name }) => !both.includes(name)).map(({ name }) => `${table}.${name}`));
+      // An attempt that was under way stands in its request's row.
+      const where = table === "attempts" ? "WHERE ended_at IS NOT NULL" : "";
+      const text = `SELECT ${both.join(", ")} FROM ${table} ${where}`;
+      const before = inOld(text);
+      expect(before.length, table).toBeGreaterThan(0);
+      expect(now.prepare(text).all(), table).toEqual(before);
+    }
+    expect(lost).toEqual(gone[version]);
+    now.close();
+  });
+
+  test("has requests that can be streamed from now on", () => {
+    expect(today.get("req_held_processing")!.forks).toEqual([]);
+    expect(today.events("req_held_processing", 0, 1000)).toEqual([]);
+    const expected = today.get("req_held_processing")!;
+    const change: ChangeSet = { kind: "events", id: expected.id, expect: expected, forks: [0], events };
+    expect(today.commitAll([change])).toEqual([{ status: "applied" }]);
+    expect(today.get(expected.id)).toEqual({ ...expected, forks: [0] });
+    expect(today.events(expected.id, 0, 1000)).toEqual([{ after: 0, bytes: events.bytes }]);
+  });
+
   test("still has every request as it was", () => {
     const rowsBefore = inOld<Record<string, unknown>>("SELECT * FROM requests ORDER BY seq");
     expect(new Set(rowsBefore.map(({ state }) => state)).size).toBe(6);
@@ -408,17 +496,18 @@ describe("a file of schema 1", () => {
       ended_at: number | null;
       verdict: string;
     }>("SELECT id, attempts.* FROM attempts JOIN requests ON seq = request_seq ORDER BY seq, number");
-    expect(attempts.some(({ ended_at }) => ended_at === null)).toBe(true);
-    for (const id of new Set(attempts.map((one) => one.id))) {
-      const those = attempts.filter((one) => one.id === id);
-      expect(today.attempts(id)).toMatchObject(
-        those.map(({ number, started_at, ended_at, verdict }) => ({
-          number,
-          startedAt: started_at,
-          ...(ended_at === null ? {} : { endedAt: ended_at, verdict }),
-        })),
-      );
-      expect(today.attempts(id)).toHaveLength(those.length);
+    expect(attempts.some(({ ended_at }) => ended_at === null)).toBe(version === 1);
+    for (const { id, state, attempt, updated_at } of inOld("SELECT * FROM requests")) {
+      const those = attempts.filter((one) => one.id === id && one.ended_at !== null);
+      const underWay = state === "processing" ? [{ number: attempt, startedAt: updated_at }] : [];
+      const expected = those.map(({ number, started_at, ended_at, verdict }) => ({
+        number,
+        startedAt: started_at,
+        endedAt: ended_at,
+        verdict,
+      }));
+      expect(today.attempts(id as string)).toMatchObject([...expected, ...underWay]);
+      expect(today.attempts(id as string)).toHaveLength(expected.length + underWay.length);
     }
     for (const { key, id } of inOld<{ key: string; id: string }>(
       "SELECT key, id FROM idempotency_keys JOIN requests ON seq = request_seq",
@@ -524,10 +613,18 @@ test("a request that is deleted takes its children along, and no others", () => 
   const kept = aRecord({ callHash });
   const key = { project: kept.project, endpoint: kept.endpoint, key: "kept" };
   const parts = [{ kind: "body" as const, seq: 0, bytes: Buffer.from("b") }];
-  const changes = walk(kept, starts(owner), retries()).map(
-    (transition): ChangeSet => ({ kind: "change", transition }),
-  );
-  engine.commitAll([{ kind: "accept", record: kept, parts, key }, ...changes]);
+  const changes = walk(kept, starts(owner), retries()).map((transition) => ({
+    kind: "change" as const,
+    transition,
+  }));
+  const event: ChangeSet = {
+    kind: "events",
+    id: kept.id,
+    expect: changes[0]!.transition.record,
+    forks: [],
+    events,
+  };
+  engine.commitAll([{ kind: "accept", record: kept, parts, key }, changes[0]!, event, changes[1]!]);
   for (const table of children()) expect(count(table), table).toBe(2);
   db.prepare("DELETE FROM requests WHERE id <> ?").run(kept.id);
   for (const table of children()) expect(count(table), table).toBe(1);

@@ -471,6 +471,62 @@ describe("free space", () => {
   });
 });
 
+describe("a read of several statements", () => {
+  let writer: Engine;
+  let reader: Engine;
+  let waiting: RequestRecord;
+  let record: RequestRecord;
+  beforeEach(() => {
+    writer = new Engine(path, { readonly: false });
+    reader = new Engine(path, { readonly: true });
+    waiting = aRecord();
+    const [begun] = walk(waiting, starts({ node, epoch: 1 }));
+    record = begun!.record;
+    writer.commitAll([accept(waiting), { kind: "change", transition: begun! }]);
+  });
+  afterEach(() => {
+    reader.close();
+    writer.close();
+  });
+
+  /** Writes just before the reader runs a statement that it has run before, once. */
+  function meanwhile(text: string, ...changes: ChangeSet[]): void {
+    const { statements } = reader as unknown as { statements: Map<string, Database.Statement> };
+    const [, statement] = [...statements].find(([sql]) => sql.includes(text))!;
+    const get = statement.get.bind(statement);
+    statement.get = (...values) => {
+      statement.get = get;
+      expect(writer.commitAll(changes)).toEqual(changes.map(() => applied));
+      return get(...values);
+    };
+  }
+
+  const written = (after: number, text: string, anew = false): ChangeSet => ({
+    kind: "events",
+    id: record.id,
+    expect: record,
+    forks: [],
+    events: { after, bytes: Buffer.from(text), anew },
+  });
+
+  test("does not mix a stream that begins anew with what it was", () => {
+    const read = () => reader.events(record.id, 0, 1000).map(({ bytes }) => Buffer.from(bytes).toString());
+    writer.commitAll([written(0, "a"), written(1, "b"), written(2, "c")]);
+    expect(read()).toEqual(["a", "b", "c"]);
+    meanwhile("seq > ?", written(0, "A", true), written(1, "B"));
+    expect(read()).toEqual(["a", "b", "c"]);
+    expect(read()).toEqual(["A", "B"]);
+  });
+
+  test("does not miss an attempt that ends", () => {
+    const read = () => reader.attempts(record.id).map(({ number, verdict }) => [number, verdict]);
+    expect(read()).toEqual([[1, undefined]]);
+    meanwhile("SELECT * FROM requests", { kind: "change", transition: walk(record, completes())[0]! });
+    expect(read()).toEqual([[1, undefined]]);
+    expect(read()).toEqual([[1, "success"]]);
+  });
+});
+
 describe("the log", () => {
   test("is copied into the database when it has grown long, and starts anew", () => {
     const engine = new Engine(path, { readonly: false });
@@ -482,6 +538,30 @@ describe("the log", () => {
     // All together are 24 MB; long is 8 MB.
     expect(statSync(`${path}-wal`).size).toBeLessThan(9e6);
     expect(statSync(path).size).toBeGreaterThan(15e6);
+    engine.close();
+  });
+
+  test("does not get a page for each of the streams that run at once", () => {
+    const engine = new Engine(path, { readonly: false });
+    const pageBytes = 8192;
+    const streams = Array.from({ length: 100 }, () => walk(aRecord(), starts({ node, epoch: 1 }))[0]!.record);
+    const next = (after: number, size: number) =>
+      streams.map(
+        (record): ChangeSet => ({
+          kind: "events",
+          id: record.id,
+          expect: record,
+          forks: [],
+          events: { after, bytes: Buffer.from("x".repeat(size)), anew: false },
+        }),
+      );
+    engine.commitAll(streams.map((record) => accept(record)));
+    for (let after = 0; after < 10; after++) engine.commitAll(next(after, 1000));
+    const before = statSync(`${path}-wal`).size;
+    expect(engine.commitAll(next(10, 100))).toEqual(streams.map(() => applied));
+    const pages = (statSync(`${path}-wal`).size - before) / pageBytes;
+    expect(pages).toBeGreaterThan(1);
+    expect(pages).toBeLessThan(20);
     engine.close();
   });
 });

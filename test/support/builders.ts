@@ -3,6 +3,7 @@
 import type {
   AttemptRecord,
   AttemptResult,
+  Expectation,
   Failure,
   Owner,
   RequestEvent,
@@ -57,6 +58,7 @@ export const aRecord = (overrides: Partial<RequestRecord> = {}): RequestRecord =
   terms: someTerms,
   duplicatePossible: false,
   tags: [],
+  forks: [],
   ...overrides,
 });
 
@@ -101,6 +103,7 @@ export const aFullRecord = (overrides: Partial<RequestRecord> = {}): RequestReco
       onDisconnect: "cancel",
       held: true,
       upstream: "fake",
+      stream: { mode: "buffered", usage: true },
     },
     idempotencyKey: "key-'; DROP TABLE requests; --",
     fingerprint: "0a".repeat(32),
@@ -115,6 +118,7 @@ export const aFullRecord = (overrides: Partial<RequestRecord> = {}): RequestReco
     error: { code: "c", message: "m 日本語 \u2028 '\"", type: "t", param: "p", status: 418 },
     lastErrorCode: "rate_limit_exceeded",
     endReason: "exhausted",
+    forks: [0, 2 ** 40, 17],
   };
   return { ...every, ...overrides };
 };
@@ -209,6 +213,18 @@ export const isRevived = (terms: Terms = someTerms): Move =>
     dueAt: later(record),
     lastWasAmbiguous: false,
   }));
+
+/** What a writer expects of a processing request that is not its own any more, or not yet. */
+export const staleExpectations: [string, (expect: Expectation, owner: Owner) => Partial<Expectation>][] = [
+  ["state", () => ({ state: "retrying" })],
+  ["attempt, one behind", ({ attempt }) => ({ attempt: attempt - 1 })],
+  ["attempt, one ahead", ({ attempt }) => ({ attempt: attempt + 1 })],
+  ["round", ({ round }) => ({ round: round + 1 })],
+  ["owner's node", (_, { epoch }) => ({ owner: { node: "another", epoch } })],
+  ["owner's earlier epoch", (_, { node, epoch }) => ({ owner: { node, epoch: epoch - 1 } })],
+  ["owner's later epoch", (_, { node, epoch }) => ({ owner: { node, epoch: epoch + 1 } })],
+  ["owner, none expected", () => ({ owner: undefined })],
+];
 
 /** The transitions that take a record through these steps, in order. */
 export function walk(record: RequestRecord, ...moves: Move[]): Transition[] {

@@ -38,6 +38,7 @@ export function record(some: Partial<RequestRecord> = {}): RequestRecord {
     terms: terms(),
     duplicatePossible: false,
     tags: [],
+    forks: [],
     ...some,
   };
 }

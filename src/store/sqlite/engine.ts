@@ -4,6 +4,7 @@ import Database from "better-sqlite3";
 import type {
   ChangeSet,
   CommitResult,
+  EventBatch,
   ListQuery,
   Part,
   PartKind,
@@ -29,6 +30,7 @@ const oldestVersion = "3.51.3";
 /** The log is copied into the database when it holds this many pages. */
 const longLogPages = 1000;
 
+
 const marks = (count: number): string => Array(count).fill("?").join(", ");
 const isReady = "state IN ('queued', 'retrying')";
 
@@ -39,6 +41,7 @@ export type Reads = Pick<
   | "byKey"
   | "byResponse"
   | "parts"
+  | "events"
   | "attempts"
   | "list"
   | "groups"
@@ -52,10 +55,16 @@ const applied: CommitResult = { status: "applied" };
 
 const acceptColumns = [...rows.fixedColumns, ...rows.roundColumns, ...rows.changingColumns];
 const isHash = (column: string): boolean => column === "fingerprint" || column === "call_hash";
-const settings = (columns: string[]): string => columns.map((column) => `${column} = ?`).join(", ");
+/**
+ * Forks only grow: a change that was worked out while the stream had fewer takes none away. Of two lists of which
+ * one begins with the other, the longer one comes first as JSON.
+ */
+const longerForks = "nullif(min(ifnull(?, '[]'), ifnull(forks, '[]')), '[]')";
+const settings = (columns: string[]): string =>
+  columns.map((column) => `${column} = ${column === "forks" ? longerForks : "?"}`).join(", ");
 const fence = "id = ? AND state = ? AND attempt = ? AND round = ? AND owner_node IS ? AND owner_epoch IS ?";
 
-/** Statements of the writer. Constants, because they are found by their text. */
+/** Statements of the writer, and those for events. Constants, because they are found by their text. */
 const sql = {
   insertRequest: `INSERT INTO requests (${acceptColumns.join(", ")})
     VALUES (${acceptColumns.map((column) => (isHash(column) ? "unhex(?)" : "?")).join(", ")})`,
@@ -66,6 +75,13 @@ const sql = {
   insertPart: "INSERT INTO parts (request_seq, kind, seq, bytes) VALUES (?, ?, ?, ?)",
   update: `UPDATE requests SET ${settings(rows.changingColumns)} WHERE ${fence}`,
   updateRound: `UPDATE requests SET ${settings([...rows.changingColumns, ...rows.roundColumns])} WHERE ${fence}`,
+  fenced: `SELECT seq, forks FROM requests WHERE ${fence}`,
+  updateForks: "UPDATE requests SET forks = ? WHERE seq = ?",
+  insertEvents: "INSERT INTO events (request_seq, seq, bytes) VALUES (?, ?, ?)",
+  eventsFrom: `SELECT seq AS after, bytes FROM events WHERE request_seq = ? AND seq <= ?
+    ORDER BY seq DESC LIMIT 1`,
+  nextEvents: "SELECT seq AS after, bytes FROM events WHERE request_seq = ? AND seq > ? ORDER BY seq LIMIT 1",
+  dropEvents: "DELETE FROM events WHERE request_seq = ?",
   dropAnswer: "DELETE FROM parts WHERE request_seq = ? AND kind IN ('answer_head', 'answer')",
   pruneThrottled: `DELETE FROM attempts WHERE request_seq = ?1 AND verdict = 'throttled' AND number <=
     (SELECT number FROM attempts WHERE request_seq = ?1 AND verdict = 'throttled'
@@ -191,8 +207,8 @@ export class Engine {
     }
   }
 
-  private inTransaction<T>(work: () => T): T {
-    this.statement("BEGIN IMMEDIATE").run();
+  private inTransaction<T>(work: () => T, begin = "BEGIN IMMEDIATE"): T {
+    this.statement(begin).run();
     try {
       const result = work();
       this.statement("COMMIT").run();
@@ -211,6 +227,8 @@ export class Engine {
         return this.accept(op);
       case "change":
         return this.change(op);
+      case "events":
+        return this.moreEvents(op);
       case "repeat":
         return this.repeated(op.callHash, op.repeats) ?? { status: "conflict", current: undefined };
       case "orphaned":
@@ -270,22 +288,41 @@ export class Engine {
   }
 
   private change(op: Extract<Op, { kind: "change" }>): CommitResult {
-    const { id, row, round, fence, isLive, attempt, keepThrottled, dropAnswer, parts } = op;
+    const { id, row, round, fence, isLive, attempt, keepThrottled, dropAnswer, parts, events } = op;
     // The fence is a compare-and-set: whoever lost the request changes nothing.
     const values = round ? [...row, ...round, ...fence] : [...row, ...fence];
     const { changes } = this.statement(round ? sql.updateRound : sql.update).run(values);
     if (changes === 0) return { status: "conflict", current: this.get(id) };
-    const seq = this.liveSeqs.get(id) ?? this.seqOf(id);
+    const seq = this.liveSeqs.get(id) ?? this.seqOf(id)!;
     if (!isLive) this.liveSeqs.delete(id);
     if (attempt) this.statement(sql.insertAttempt).run([seq, ...attempt]);
     if (keepThrottled !== undefined) this.pruneThrottled(seq, keepThrottled);
-    if (dropAnswer) this.statement(sql.dropAnswer).run(seq);
+    if (dropAnswer) {
+      this.statement(sql.dropAnswer).run(seq);
+      this.statement(sql.dropEvents).run(seq);
+    }
     this.insertParts(seq, parts);
+    if (events) this.insertEvents(seq, events);
     return applied;
   }
 
-  private seqOf(id: string): number {
-    return this.statement("SELECT seq FROM requests WHERE id = ?").pluck().get(id) as number;
+  /** The row of the request is left as it is, but where the stream has begun anew. */
+  private moreEvents({ id, fence, forks, events }: Extract<Op, { kind: "events" }>): CommitResult {
+    const row = this.statement(sql.fenced).get(fence) as { seq: number; forks: rows.Value } | undefined;
+    if (!row) return { status: "conflict", current: this.get(id) };
+    if (row.forks !== forks) this.statement(sql.updateForks).run(forks, row.seq);
+    this.insertEvents(row.seq, events);
+    return applied;
+  }
+
+  private insertEvents(seq: number, [after, bytes, anew]: [number, Uint8Array, boolean]): void {
+    if (anew) this.statement(sql.dropEvents).run(seq);
+    // A batch without events would stand where the next one has to.
+    if (bytes.byteLength > 0) this.statement(sql.insertEvents).run(seq, after, bytes);
+  }
+
+  private seqOf(id: string): number | undefined {
+    return this.statement("SELECT seq FROM requests WHERE id = ?").pluck().get(id) as number | undefined;
   }
 
   private pruneThrottled(seq: number, kept: number): void {
@@ -317,13 +354,37 @@ export class Engine {
     return this.statement(sql).all(id, ...kinds) as Part[];
   }
 
+  events(id: string, after: number, maxBytes: number): EventBatch[] {
+    // All of one instant: a stream that begins anew meanwhile must not be mixed with what it was.
+    return this.inTransaction(() => {
+      const seq = this.seqOf(id);
+      return seq === undefined ? [] : this.eventsFrom(seq, after, maxBytes);
+    }, "BEGIN");
+  }
+
+  private eventsFrom(seq: number, after: number, maxBytes: number): EventBatch[] {
+    const batches: EventBatch[] = [];
+    let size = 0;
+    let batch = this.statement(sql.eventsFrom).get(seq, after) as EventBatch | undefined;
+    const next = this.statement(sql.nextEvents);
+    while (batch) {
+      batches.push(batch);
+      size += batch.bytes.byteLength;
+      batch = size < maxBytes ? (next.get(seq, batch.after) as EventBatch | undefined) : undefined;
+    }
+    return batches;
+  }
+
   /** An attempt has a row of its own when it has ended; the one under way stands in its request's row. */
   attempts(id: string): AttemptRecord[] {
     const sql = `SELECT attempts.* FROM attempts JOIN requests ON requests.seq = request_seq
       WHERE id = ? ORDER BY number`;
-    const ended = (this.statement(sql).all(id) as rows.RequestRow[]).map((row) => rows.toAttempt(id, row));
-    const record = this.get(id);
-    return record?.state === "processing" ? [...ended, attemptUnderWay(record)] : ended;
+    // All of one instant: an attempt that ends meanwhile must not be in neither place.
+    return this.inTransaction(() => {
+      const ended = (this.statement(sql).all(id) as rows.RequestRow[]).map((row) => rows.toAttempt(id, row));
+      const record = this.get(id);
+      return record?.state === "processing" ? [...ended, attemptUnderWay(record)] : ended;
+    }, "BEGIN");
   }
 
   list(query: ListQuery): RequestRecord[] {

@@ -30,6 +30,7 @@ export function openMemory(engine = new Engine(":memory:", { readonly: false }))
     byKey: read("byKey"),
     byResponse: read("byResponse"),
     parts: read("parts"),
+    events: read("events"),
     attempts: read("attempts"),
     list: read("list"),
     groups: read("groups"),

@@ -133,7 +133,21 @@ CREATE INDEX requests_failed_calls ON requests (call_hash, ended_at)
   WHERE state = 'failed' AND call_hash IS NOT NULL;
 `;
 
-const steps: string[] = [first, held];
+/** Streams: what callers were given of an answer while it came. */
+const streamed = `
+-- Events of streamed answers, in batches: the data of each event on a line; seq is the number of the event before.
+-- With a rowid: the batches of streams that run at once lie side by side, not each on a page of its stream's own.
+CREATE TABLE events (
+  request_seq INTEGER NOT NULL REFERENCES requests (seq) ON DELETE CASCADE,
+  seq INTEGER NOT NULL CHECK (seq >= 0),
+  bytes BLOB NOT NULL,
+  PRIMARY KEY (request_seq, seq)
+) STRICT;
+-- For each version of the stream but the first, how many events it shares with the one before. It only grows.
+ALTER TABLE requests ADD COLUMN forks TEXT CHECK (json_valid(forks));
+`;
+
+const steps: string[] = [first, held, streamed];
 
 /** Marks a file as ours: "Outl". */
 const applicationId = 0x4f75746c;

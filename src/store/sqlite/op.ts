@@ -3,11 +3,15 @@
  * faster than records do, and the thread that writes has nothing left to work out.
  */
 
-import type { ChangeSet, Part, PartKind, Repeats } from "../../core/ports.ts";
+import type { ChangeSet, EventsWritten, Part, PartKind, Repeats } from "../../core/ports.ts";
+import type { Expectation } from "../../core/request.ts";
 import * as rows from "./rows.ts";
 
 /** Kind, number and bytes; while they are on their way between threads, how many bytes. */
 type PartRow<B> = [kind: PartKind, seq: number, bytes: B];
+
+/** Number of the event before, bytes, and whether what was recorded before is dropped. */
+type EventsRow<B> = [after: number, bytes: B, anew: boolean];
 
 interface AcceptOp<B> {
   kind: "accept";
@@ -37,11 +41,22 @@ interface ChangeOp<B> {
   keepThrottled?: number;
   dropAnswer?: boolean;
   parts: PartRow<B>[];
+  events?: EventsRow<B>;
 }
 
-type Mark = Exclude<ChangeSet, { kind: "accept" | "change" }>;
+interface EventsOp<B> {
+  kind: "events";
+  id: string;
+  /** As in `ChangeOp`. */
+  fence: rows.Value[];
+  /** Value of its column. */
+  forks: rows.Value;
+  events: EventsRow<B>;
+}
 
-export type Op<B = Uint8Array> = AcceptOp<B> | ChangeOp<B> | Mark;
+type Mark = Exclude<ChangeSet, { kind: "accept" | "change" | "events" }>;
+
+export type Op<B = Uint8Array> = AcceptOp<B> | ChangeOp<B> | EventsOp<B> | Mark;
 
 export function opOf(change: ChangeSet): Op {
   switch (change.kind) {
@@ -49,6 +64,8 @@ export function opOf(change: ChangeSet): Op {
       return acceptOp(change);
     case "change":
       return changeOp(change);
+    case "events":
+      return eventsOp(change);
     default:
       return change;
   }
@@ -69,25 +86,46 @@ function acceptOp({
 function changeOp({
   transition,
   parts,
+  events,
   dropAnswer,
 }: Extract<ChangeSet, { kind: "change" }>): ChangeOp<Uint8Array> {
   const { expect, record, attempt, keepThrottled } = transition;
-  const { state, round, owner } = expect;
   return {
     kind: "change",
     id: record.id,
     row: rows.changingValues(record),
-    round: record.round === round ? undefined : rows.roundValues(record),
-    fence: [record.id, state, expect.attempt, round, owner?.node ?? null, owner?.epoch ?? null],
+    round: record.round === expect.round ? undefined : rows.roundValues(record),
+    fence: fenceOf(record.id, expect),
     isLive: record.state === "processing",
     attempt: attempt && rows.attemptValues(attempt),
     keepThrottled,
     dropAnswer,
     parts: parts?.map(partRow) ?? [],
+    events: events && eventsRow(events),
   };
 }
 
+function eventsOp({
+  id,
+  expect,
+  forks,
+  events,
+}: Extract<ChangeSet, { kind: "events" }>): EventsOp<Uint8Array> {
+  const fence = fenceOf(id, expect);
+  return { kind: "events", id, fence, forks: rows.listOrNull(forks), events: eventsRow(events) };
+}
+
+const fenceOf = (id: string, { state, attempt, round, owner }: Expectation): rows.Value[] => [
+  id,
+  state,
+  attempt,
+  round,
+  owner?.node ?? null,
+  owner?.epoch ?? null,
+];
+
 const partRow = ({ kind, seq, bytes }: Part): PartRow<Uint8Array> => [kind, seq, bytes];
+const eventsRow = ({ after, bytes, anew }: EventsWritten): EventsRow<Uint8Array> => [after, bytes, anew];
 
 /** Operations on their way, with all their bytes in one buffer that is handed over and not copied. */
 export interface Parcel {
@@ -98,33 +136,44 @@ export interface Parcel {
 export function pack(ops: Op[]): Parcel {
   const all = new Uint8Array(ops.reduce((sum, op) => sum + sizeOf(op), 0));
   let at = 0;
-  const packed = ops.map((op): Op<number> => {
-    if (!("parts" in op)) return op;
-    const parts = op.parts.map(([kind, seq, bytes]): PartRow<number> => {
-      all.set(bytes, at);
-      at += bytes.byteLength;
-      return [kind, seq, bytes.byteLength];
-    });
-    return { ...op, parts };
-  });
-  return { ops: packed, bytes: all.buffer };
+  const put = (bytes: Uint8Array): number => {
+    all.set(bytes, at);
+    at += bytes.byteLength;
+    return bytes.byteLength;
+  };
+  return { ops: ops.map((op) => withBytes(op, put)), bytes: all.buffer };
 }
 
 export function unpack({ ops, bytes }: Parcel): Op[] {
   let at = 0;
-  return ops.map((op): Op => {
-    if (!("parts" in op)) return op;
-    const parts = op.parts.map(([kind, seq, size]): PartRow<Uint8Array> => {
-      at += size;
-      return [kind, seq, new Uint8Array(bytes, at - size, size)];
-    });
-    return { ...op, parts };
-  });
+  const take = (size: number): Uint8Array => {
+    at += size;
+    return new Uint8Array(bytes, at - size, size);
+  };
+  return ops.map((op) => withBytes(op, take));
 }
 
-/** How many bytes the parts of an operation have. */
+/** An operation with its bytes in another form, which are come by in the same order both ways. */
+function withBytes<A, B>(op: Op<A>, form: (bytes: A) => B): Op<B> {
+  const eventsIn = ([after, bytes, anew]: EventsRow<A>): EventsRow<B> => [after, form(bytes), anew];
+  const partsIn = (parts: PartRow<A>[]) =>
+    parts.map(([kind, seq, bytes]): PartRow<B> => [kind, seq, form(bytes)]);
+  switch (op.kind) {
+    case "events":
+      return { ...op, events: eventsIn(op.events) };
+    case "change":
+      return { ...op, parts: partsIn(op.parts), events: op.events && eventsIn(op.events) };
+    case "accept":
+      return { ...op, parts: partsIn(op.parts) };
+    default:
+      return op;
+  }
+}
+
+/** How many bytes the parts and events of an operation have. */
 export function sizeOf(op: Op): number {
   let size = 0;
   if ("parts" in op) for (const [, , bytes] of op.parts) size += bytes.byteLength;
+  if ("events" in op && op.events) size += op.events[1].byteLength;
   return size;
 }

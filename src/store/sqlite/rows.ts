@@ -47,12 +47,14 @@ export const changingColumns = [
   "error",
   "last_error_code",
   "end_reason",
+  "forks",
 ];
 
 export type RequestRow = Record<string, Value>;
 
 const json = (value: unknown): string | null => (value === undefined ? null : JSON.stringify(value));
-const listOrNull = (list: string[]): string | null => (list.length === 0 ? null : JSON.stringify(list));
+export const listOrNull = (list: (string | number)[]): string | null =>
+  list.length === 0 ? null : JSON.stringify(list);
 const hex = (bytes: Value): string | undefined =>
   bytes instanceof Uint8Array ? Buffer.from(bytes).toString("hex") : undefined;
 
@@ -101,6 +103,7 @@ export function changingValues(record: RequestRecord): Value[] {
     json(record.error),
     record.lastErrorCode ?? null,
     record.endReason ?? null,
+    listOrNull(record.forks),
   ];
 }
 
@@ -143,6 +146,7 @@ export function toRecord(row: RequestRow): RequestRecord {
     error: parsed("error", undefined),
     lastErrorCode: maybe("last_error_code"),
     endReason: maybe("end_reason"),
+    forks: parsed("forks", []),
   };
 }
 

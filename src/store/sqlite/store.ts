@@ -107,6 +107,7 @@ export class SqliteStore implements Store {
   byKey: Store["byKey"] = (...key) => this.read("byKey", ...key);
   byResponse: Store["byResponse"] = (...key) => this.read("byResponse", ...key);
   parts: Store["parts"] = (id, kinds) => this.read("parts", id, kinds);
+  events: Store["events"] = (id, after, maxBytes) => this.read("events", id, after, maxBytes);
   attempts: Store["attempts"] = (id) => this.read("attempts", id);
   list: Store["list"] = (query) => this.read("list", query);
   groups: Store["groups"] = () => this.read("groups");
