@@ -9,7 +9,7 @@ import { chatBody, probe } from "./lib/load.mjs";
 import { runRounds } from "./lib/measure.mjs";
 import { CannotRun, chosen, conclude, main, need, versionOf } from "./lib/program.mjs";
 import { ratioColumn, ratioOf } from "./lib/report.mjs";
-import { callHeaders, startOutlast, startOwn, startUpstream } from "./lib/servers.mjs";
+import { callHeaders, startOutlast, startOwn, startPortkey, startUpstream } from "./lib/servers.mjs";
 
 const outlast = "Outlast";
 const accept = "Outlast (accept)";
@@ -57,22 +57,6 @@ async function startNginx({ dir: parent, upstream }) {
   const args = ["-c", config, "-e", join(dir, "nginx-error.log"), "-p", dir];
   const server = await start({ name: "nginx", dir, command: "nginx", args, ready: () => answers(url) });
   return { ...server, url: url + completions, headers: callHeaders };
-}
-
-async function startPortkey({ dir, upstream }, node = process.execPath) {
-  const main = join(import.meta.dirname, "node_modules/@portkey-ai/gateway/build/start-server.js");
-  const port = await freePort();
-  const url = `http://127.0.0.1:${port}`;
-  const args = [main, `--port=${port}`, "--headless"];
-  const env = { TRUSTED_CUSTOM_HOSTS: "127.0.0.1,localhost" };
-  const name = `portkey-${port}`;
-  const server = await start({ name, dir, command: node, args, env, ready: () => answers(url) });
-  const headers = {
-    ...callHeaders,
-    "x-portkey-provider": "openai",
-    "x-portkey-custom-host": `${upstream}/v1`,
-  };
-  return { ...server, url: url + completions, headers };
 }
 
 /** The program itself, so that npx is not part of what is measured. */

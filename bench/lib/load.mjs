@@ -11,7 +11,7 @@ const script = join(import.meta.dirname, "post.lua");
 const timeoutSeconds = 60;
 
 /** Where the number of each request goes; post.lua knows it too. */
-const numberPlace = "#".repeat(16);
+export const numberPlace = "#".repeat(16);
 
 /** @returns a chat completion of exactly `bytes` bytes, with the members of `more` */
 export function chatBody(bytes, more = {}) {

@@ -8,6 +8,7 @@ import {
   readdirSync,
   readFileSync,
   statfsSync,
+  writeFileSync,
   writeSync,
 } from "node:fs";
 import { availableParallelism, cpus, loadavg, release, totalmem } from "node:os";
@@ -54,16 +55,33 @@ export function cpuSecondsOf(roots) {
  * servers of many processes such as PostgreSQL.
  */
 export function peakRssMb(roots) {
+  return memoryMb(roots, /VmHWM:\s+(\d+)/);
+}
+
+/** MB of memory now; what is shared counts once per process. */
+export function rssMb(roots) {
+  return memoryMb(roots, /VmRSS:\s+(\d+)/);
+}
+
+function memoryMb(roots, field) {
   const all = processes();
   const pids = new Set(roots.flatMap((root) => treeOf(root, all)));
   const kilobytes = [...pids].map((pid) => {
     try {
-      return Number(/VmHWM:\s+(\d+)/.exec(readFileSync(`/proc/${pid}/status`, "utf8"))?.[1] ?? 0);
+      return Number(field.exec(readFileSync(`/proc/${pid}/status`, "utf8"))?.[1] ?? 0);
     } catch {
       return 0;
     }
   });
   return kilobytes.reduce((sum, one) => sum + one, 0) / 1024;
+}
+
+/** From now on the peak is the one since now. */
+export function forgetPeakRss(roots) {
+  const all = processes();
+  for (const pid of new Set(roots.flatMap((root) => treeOf(root, all)))) {
+    writeFileSync(`/proc/${pid}/clear_refs`, "5");
+  }
 }
 
 /** The CPU seconds of the whole machine so far, and of this program with everything that it started. */

@@ -1,4 +1,4 @@
-/** What both programs share: their options, what they need, how they end. */
+/** What the programs share: their options, what they need, how they end. */
 
 import { execFileSync, spawnSync } from "node:child_process";
 import { existsSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
@@ -22,6 +22,10 @@ const optionTexts = {
   only: "names of what to measure, comma-separated (default: all)",
   bytes: "size of a request's body",
   workers: "calls of the upstream at once, in every queue",
+  rate: "content chunks per second of all streams together, but none faster than one in 5 ms",
+  chunks: "content chunks of a stream",
+  memory: "instead of all that: many short streams, and whether memory stays flat",
+  streams: "number of streams with --memory",
   delay: "ms that the upstream takes to answer",
   product: "the built main.js of Outlast",
   flags: "flags of Node for Outlast, separated by spaces, as in --flags=--cpu-prof",
@@ -32,16 +36,20 @@ const optionTexts = {
 function readOptions(defaults) {
   const texts = { only: "", bytes: "1500", delay: "0", flags: "", dir: tmpdir(), json: "", ...defaults };
   texts.product ??= join(root, "dist/main.js");
-  const named = Object.entries(texts).map(([name, text]) => [name, { type: "string", default: text }]);
+  // What is undefined does not exist for this program.
+  const known = Object.entries(texts).filter(([, value]) => value !== undefined);
+  const named = known.map(([name, value]) => [name, { type: typeof value, default: value }]);
   const flags = { force: { type: "boolean", default: false }, help: { type: "boolean", default: false } };
   const { values } = parsed({ ...Object.fromEntries(named), ...flags });
   if (values.help) {
-    for (const [name, text] of Object.entries(optionTexts).filter(([name]) => name in texts)) {
+    for (const [name, text] of Object.entries(optionTexts).filter(([name]) => texts[name] !== undefined)) {
       console.log(`  --${name.padEnd(12)} ${text}${texts[name] ? ` (default: ${texts[name]})` : ""}`);
     }
     console.log("  --force        reports although the machine was too noisy, and says so");
     process.exit(0);
   }
+  const optional = (name, least) =>
+    values[name] === undefined ? undefined : wholeNumber(name, values[name], least);
   const list = (text) => text.split(",").filter(Boolean);
   return {
     rounds: wholeNumber("rounds", values.rounds, 1),
@@ -49,8 +57,12 @@ function readOptions(defaults) {
     concurrencies: list(values.concurrency).map((text) => wholeNumber("concurrency", text, 1)),
     only: list(values.only),
     bodyBytes: wholeNumber("bytes", values.bytes, 1),
-    workers: values.workers === undefined ? undefined : wholeNumber("workers", values.workers, 4),
-    delayMs: wholeNumber("delay", values.delay, 0),
+    workers: optional("workers", 4),
+    rate: optional("rate", 1),
+    chunks: optional("chunks", 2),
+    memory: values.memory,
+    streams: optional("streams", 100),
+    delayMs: optional("delay", 0),
     product: { main: resolve(values.product), flags: values.flags.split(" ").filter(Boolean) },
     dir: values.dir,
     json: values.json,
@@ -128,40 +140,54 @@ function newDirectory(parent) {
 /**
  * Prints the tables and the targets, or why there are none.
  *
- * @param run what `runRounds` gave, with `reference`, `columns` and `targets`
+ * @param run what `runRounds` gave, with `reference`, `columns` and `targets`; where other things were measured than by
+ * `measure`, also `table` (samples, concurrencies) → text, and `steady`, which says what of the reference must not
+ * differ much over the rounds
  * @returns the exit code
  */
 export function conclude(name, run, options, machine) {
-  const { concurrencies, force, json } = options;
+  const { concurrencies } = options;
   const highest = Math.max(...concurrencies);
-  const { found, complaints } = noise(run, run.reference, highest);
+  const { found, complaints: noises } = noise(run, run.reference, highest);
+  const complaints = [...noises, ...(run.complaints ?? [])];
+  const table = (run.table ?? tables)(run.samples, concurrencies, run.columns);
+  const { calibrationsMs, samples, versions } = run;
+  const result = { versions, noise: { ...found, complaints, calibrationsMs }, samples };
+  return report({ name, complaints, table, targets: run.targets, result }, options, machine);
+}
+
+/**
+ * Prints a table and the targets, and writes the result, unless there are complaints and no --force.
+ *
+ * @returns the exit code
+ */
+export function report({ name, complaints, table, targets: aims, result }, options, machine) {
+  const { product, dir: _, json, force, ...parameters } = options;
   if (complaints.length > 0 && !force) {
     const advice = "Stop what else runs here and repeat, or report anyway with --force.";
-    console.error(["The machine was too noisy; nothing is reported.", ...complaints, advice].join("\n"));
+    console.error(
+      ["Nothing is reported, because the figures would mislead.", ...complaints, advice].join("\n"),
+    );
     return exits.tooNoisy;
   }
-  const targets = run.targets.map(judged);
+  const targets = aims.map(judged);
   if (complaints.length > 0) {
     const frame = "!".repeat(100);
-    console.log([frame, "NOISY: these figures must not be quoted.", ...complaints, frame].join("\n"));
+    console.log([frame, "These figures must not be quoted.", ...complaints, frame].join("\n"));
   }
-  console.log(`\n${tables(run.samples, concurrencies, run.columns)}\n`);
+  console.log(`\n${table}\n`);
   console.log(targets.map(({ text }) => text).join("\n"));
   if (json) {
-    const { product, dir: _, json: __, ...parameters } = options;
-    const { calibrationsMs, samples, versions } = run;
     const date = new Date().toISOString();
-    const noiseFound = { ...found, complaints, calibrationsMs };
+    const commit = commitOf(product);
     writeJson(json, {
       name,
       date,
-      commit: commitOf(product),
+      commit,
       machine,
-      versions,
-      parameters,
-      noise: noiseFound,
+      parameters: { ...parameters, force },
       targets,
-      samples,
+      ...result,
     });
   }
   return targets.some(({ passed }) => passed === false) ? exits.missed : exits.reached;

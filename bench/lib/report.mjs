@@ -17,18 +17,20 @@ export const limits = {
 
 const percent = (share) => `${round(share * 100, 1)} %`;
 
+const rates = { name: "perSecond", called: "rates" };
+
 /** @returns what was too noisy, as sentences; none: the run can be reported */
-export function noise({ calibrationsMs, samples }, reference, concurrency) {
+export function noise({ calibrationsMs, samples, steady = rates }, reference, concurrency) {
   const all = Object.values(samples).flatMap((byConcurrency) => Object.values(byConcurrency).flat());
   const found = {
     calibrationSpread: spread(calibrationsMs),
-    referenceSpread: spread(samples[reference][concurrency].map(({ perSecond }) => perSecond)),
+    referenceSpread: spread(samples[reference][concurrency].map((sample) => sample[steady.name])),
     foreign: median(all.map(({ foreign }) => foreign)),
     steal: median(all.map(({ steal }) => steal)),
   };
   const what = {
     calibrationSpread: "A fixed calculation took times that differ by",
-    referenceSpread: `${reference} at c=${concurrency} had rates that differ by`,
+    referenceSpread: `${reference} at c=${concurrency} had ${steady.called} that differ by`,
     foreign: "Other programs used a share of the machine of",
     steal: "The hypervisor withheld a share of the machine of",
   };
@@ -38,7 +40,7 @@ export function noise({ calibrationsMs, samples }, reference, concurrency) {
   return { found, complaints };
 }
 
-const ratioText = ({ median: middle, min, max }) =>
+export const ratioText = ({ median: middle, min, max }) =>
   `${middle.toFixed(2)} [${min.toFixed(2)}–${max.toFixed(2)}]`;
 
 /** The values of one column in one cell: medians, but for errors (their sum) and memory (the largest). */
@@ -75,7 +77,8 @@ export function tables(samples, concurrencies, columns) {
     .join("\n\n");
 }
 
-function aligned(rows) {
+/** @returns rows of cells, the first of them the titles, as a table of Markdown */
+export function aligned(rows) {
   const texts = rows.map((row) => row.map(String));
   const widths = texts[0].map((_, column) => Math.max(...texts.map((row) => row[column].length)));
   const line = (row) =>

@@ -3,7 +3,7 @@
 import { mkdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { setTimeout as pause } from "node:timers/promises";
-import { start } from "./children.mjs";
+import { answers, freePort, start } from "./children.mjs";
 import { chatBody } from "./load.mjs";
 
 const servers = join(import.meta.dirname, "../servers");
@@ -13,10 +13,10 @@ export const callHeaders = { "content-type": "application/json", authorization: 
 
 const listening = (log) => /listens on (http:\S+)/i.exec(log)?.[1];
 
-/** One of `servers/`, run by `node` and told more by `args`. */
-export async function startOwn(name, { dir, args = [], command = process.execPath }) {
+/** One of `servers/`, run by `node` and told more by `args`; `flags` are Node's. */
+export async function startOwn(name, { dir, flags = [], args = [], command = process.execPath }) {
   const file = join(servers, `${name}.mjs`);
-  return start({ name, dir, command, args: [file, ...args], ready: listening });
+  return start({ name, dir, command, args: [...flags, file, ...args], ready: listening });
 }
 
 /** @param delayMs how long each answer takes */
@@ -24,6 +24,30 @@ export async function startUpstream(dir, delayMs) {
   const server = await startOwn("upstream", { dir, args: ["--delay", String(delayMs)] });
   const answered = async () => Number(await (await fetch(server.found)).text());
   return { ...server, url: server.found, answered };
+}
+
+/** The upstream that streams, at the pace that each call's model names (see paced.mjs). */
+export async function startPacedUpstream(dir, flags) {
+  const server = await startOwn("paced-upstream", { dir, flags });
+  const begun = async () => Number(await (await fetch(server.found)).text());
+  return { ...server, url: server.found, begun };
+}
+
+/** @param flags of Node */
+export async function startPortkey({ dir, upstream, flags = [] }, node = process.execPath) {
+  const main = join(import.meta.dirname, "../node_modules/@portkey-ai/gateway/build/start-server.js");
+  const port = await freePort();
+  const url = `http://127.0.0.1:${port}`;
+  const args = [...flags, main, `--port=${port}`, "--headless"];
+  const env = { TRUSTED_CUSTOM_HOSTS: "127.0.0.1,localhost" };
+  const name = `portkey-${port}`;
+  const server = await start({ name, dir, command: node, args, env, ready: () => answers(url) });
+  const headers = {
+    ...callHeaders,
+    "x-portkey-provider": "openai",
+    "x-portkey-custom-host": `${upstream}/v1`,
+  };
+  return { ...server, url: `${url}/v1/chat/completions`, headers };
 }
 
 /**
@@ -51,6 +75,7 @@ export async function startOutlast({
   const server = await start({ name, dir, command: process.execPath, args, ready: listening });
   return {
     ...server,
+    base: server.found,
     dir,
     url: `${server.found}/v1/chat/completions`,
     headers: callHeaders,
