@@ -80,6 +80,26 @@ export function replaceMember(text: string, name: string, jsonValue: string): st
   return from === 0 ? text : replaced + text.slice(from);
 }
 
+/** The text with the top-level member `name` as said: its value replaced, or put in front if there is no such member. */
+export function setMember(text: string, name: string, jsonValue: string): string {
+  const all = members(text);
+  if (all === undefined) return text;
+  if (all.some(({ key }) => key === name)) return replaceMember(text, name, jsonValue);
+  const first = all[0];
+  const at = first?.keyStart ?? text.indexOf("{") + 1;
+  const member = `${JSON.stringify(name)}:${jsonValue}`;
+  return text.slice(0, at) + member + (first ? "," : "") + text.slice(at);
+}
+
+/** The text of the value of the top-level member `name`, of several the last, as JSON.parse has it. */
+export function rawMember(text: string, name: string): string | undefined {
+  let found: string | undefined;
+  for (const { key, valueStart, valueEnd } of members(text) ?? []) {
+    if (key === name) found = text.slice(valueStart, valueEnd);
+  }
+  return found;
+}
+
 /**
  * A form in which two JSON texts are equal exactly if they differ in nothing but insignificant white space,
  * the order of object members, and the spelling of keys ("\u0061" is the key "a"). Number and string values

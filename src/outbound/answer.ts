@@ -25,8 +25,7 @@ const accountHeaders = new Set(["openai-organization", "openai-project"]);
 
 /**
  * Makes an answer of what came over the wire. Bodies that were encoded against our wish are decoded, since
- * they are stored and read. Errors are rid of key fragments and account ids; `secrets` are the keys that we
- * sent ourselves. A successful answer's bytes are left exactly as they are.
+ * they are stored and read.
  */
 export async function readAnswer(
   status: number,
@@ -34,14 +33,27 @@ export async function readAnswer(
   rawBody: Uint8Array,
   secrets: string[],
 ): Promise<Answer> {
-  const decoded = await decode(rawHeaders, rawBody);
-  const headers = toCaller(decoded.headers);
-  const facts = readFacts(decoded.body);
-  if (status < 400 && !facts.error) return { status, headers, body: decoded.body, facts };
+  const { headers, body } = await decode(rawHeaders, rawBody);
+  return answerOf(status, headers, body, secrets);
+}
+
+/**
+ * Errors are rid of key fragments and account ids; `secrets` are the keys that we sent ourselves. A successful
+ * answer's bytes are left exactly as they are.
+ */
+export function answerOf(
+  status: number,
+  rawHeaders: HeaderList,
+  body: Uint8Array,
+  secrets: string[],
+): Answer {
+  const headers = toCaller(rawHeaders);
+  const facts = readFacts(body);
+  if (status < 400 && !facts.error) return { status, headers, body, facts };
   return {
     status,
     headers: headers.filter(([name]) => !accountHeaders.has(name)),
-    body: scrubBody(decoded.body, secrets),
+    body: scrubBody(body, secrets),
     facts: { ...facts, error: facts.error && scrubError(facts.error, secrets) },
   };
 }
@@ -81,7 +93,7 @@ function readFacts(body: Uint8Array): AnswerFacts {
 }
 
 /** OpenAI's `{error: {…}}`, a bare string, and vLLM's `{object: "error", message}`. */
-function errorOf(root: Record<string, unknown>): AnswerFacts["error"] {
+export function errorOf(root: Record<string, unknown>): AnswerFacts["error"] {
   const error = root.object === "error" && !root.error ? root : root.error;
   if (typeof error === "string" && error !== "") return { message: error };
   if (!isObject(error)) return undefined;

@@ -1,6 +1,6 @@
 /** Calls upstreams with undici. Whatever happens on the way comes back as an outcome; nothing is thrown. */
 
-import { type Dispatcher, Pool } from "undici";
+import type { Dispatcher, Pool } from "undici";
 import type { HeaderList } from "../core/headers.ts";
 import { replaceMember } from "../core/json-text.ts";
 import type {
@@ -14,6 +14,9 @@ import type {
   UpstreamEvent,
 } from "../core/ports.ts";
 import { readAnswer } from "./answer.ts";
+import { codeOf, failed, headerList, PlainAnswer } from "./plain.ts";
+import { createPool } from "./pool.ts";
+import { callStream } from "./stream.ts";
 
 export interface UpstreamOptions {
   name: string;
@@ -22,6 +25,8 @@ export interface UpstreamOptions {
   apiKey?: string;
   headers: Record<string, string>;
   maxConcurrency: number;
+  /** False for one that must not be asked for the usage of streams. */
+  streamUsage?: boolean;
 }
 
 interface Endpoint {
@@ -31,6 +36,8 @@ interface Endpoint {
   basePath: string;
   headers: HeaderList;
   secrets: string[];
+  /** It is asked for the usage of streams; until it refuses. */
+  asksUsage: boolean;
 }
 
 const connectCodes = new Set([
@@ -67,7 +74,7 @@ export function createUpstream(
 }
 
 function endpointOf(
-  { baseUrl, apiKey, headers, maxConcurrency }: UpstreamOptions,
+  { baseUrl, apiKey, headers, maxConcurrency, streamUsage = true }: UpstreamOptions,
   connectMs: number,
 ): Endpoint {
   const { origin, pathname } = new URL(baseUrl);
@@ -77,13 +84,14 @@ function endpointOf(
   ]);
   const authorization: HeaderList = apiKey ? [["authorization", `Bearer ${apiKey}`]] : [];
   return {
-    pool: new Pool(origin, { connections: maxConcurrency, connect: { timeout: connectMs }, pipelining: 1 }),
-    openPool: new Pool(origin, { connect: { timeout: connectMs }, pipelining: 1 }),
+    pool: createPool(origin, connectMs, maxConcurrency),
+    openPool: createPool(origin, connectMs),
     basePath: pathname.replace(/\/$/, ""),
     headers: [...authorization, ...configured],
     secrets: [apiKey ?? "", ...configured.filter(isSecret).map(([, value]) => value)].filter(
       (secret) => secret.length >= 8,
     ),
+    asksUsage: streamUsage,
   };
 }
 
@@ -101,19 +109,29 @@ function callUpstream(
   abort: Abort,
   clock: Clock,
 ): AsyncIterable<UpstreamEvent> {
+  const body = renamed(call.body, call);
+  if (call.stream) {
+    const send = (text: Uint8Array, handler: Dispatcher.DispatchHandler) =>
+      dispatch(endpoint, call, text, handler);
+    return callStream(endpoint, { wish: call.stream, body, send }, abort, clock);
+  }
   const outcome = new Promise<Outcome>((resolve) => {
-    const handler = new PlainAnswer(endpoint.secrets, abort, clock, resolve);
-    const { method, path } = call;
-    const body = renamed(call.body, call);
-    const headers = [...headersFor(endpoint, call.headers), "accept-encoding", "identity"];
-    // The attempt's time limit is the scheduler's; undici's own would only be a second one.
-    const limits = { headersTimeout: 0, bodyTimeout: 0 };
-    endpoint.pool.dispatch(
-      { method: method as "POST", path: endpoint.basePath + path, headers, body, ...limits },
-      handler,
-    );
+    dispatch(endpoint, call, body, new PlainAnswer(endpoint.secrets, abort, clock, resolve));
   });
   return endsWith(outcome);
+}
+
+function dispatch(
+  endpoint: Endpoint,
+  call: UpstreamCall,
+  body: Uint8Array,
+  handler: Dispatcher.DispatchHandler,
+): void {
+  const headers = [...headersFor(endpoint, call.headers), "accept-encoding", "identity"];
+  const path = endpoint.basePath + call.path;
+  // The time limits are the scheduler's; undici's own would only be second ones.
+  const limits = { headersTimeout: 0, bodyTimeout: 0 };
+  endpoint.pool.dispatch({ method: call.method as "POST", path, headers, body, ...limits }, handler);
 }
 
 /** The one event of a plain answer; a generator would cost several promises more for each call. */
@@ -135,94 +153,6 @@ function renamed(
   if (model === undefined || model === askedModel) return body;
   const name = Buffer.from(JSON.stringify(model)).toString("latin1");
   return Buffer.from(replaceMember(Buffer.from(body).toString("latin1"), "model", name), "latin1");
-}
-
-/** Collects one answer. undici calls it; whatever comes first, an end, an error or an abort, is the outcome. */
-class PlainAnswer implements Dispatcher.DispatchHandler {
-  private controller: Dispatcher.DispatchController | undefined;
-  private status = 0;
-  private headers: HeaderList = [];
-  private readonly chunks: Buffer[] = [];
-  private firstByteAt = 0;
-  private over = false;
-  private readonly secrets: string[];
-  private readonly abort: Abort;
-  private readonly clock: Clock;
-  private readonly resolve: (outcome: Outcome) => void;
-
-  constructor(secrets: string[], abort: Abort, clock: Clock, resolve: (outcome: Outcome) => void) {
-    this.secrets = secrets;
-    this.abort = abort;
-    this.clock = clock;
-    this.resolve = resolve;
-    abort.onAbort = () => this.stop();
-    if (abort.aborted) this.stop();
-  }
-
-  private stop(): void {
-    this.finish({ kind: "aborted", sent: this.controller !== undefined });
-    this.controller?.abort(new Error("no longer wanted"));
-  }
-
-  private finish(outcome: Outcome): void {
-    if (this.over) return;
-    this.over = true;
-    this.abort.onAbort = undefined;
-    this.resolve(outcome);
-  }
-
-  /** Called when a connection is there and the request is about to be written to it. */
-  onRequestStart(controller: Dispatcher.DispatchController): void {
-    if (this.over) controller.abort(new Error("no longer wanted"));
-    else this.controller = controller;
-  }
-
-  onResponseStart(controller: Dispatcher.DispatchController, status: number): void {
-    // Informational answers (100, 103) are followed by the real one.
-    if (status < 200) return;
-    this.status = status;
-    this.headers = headerList((controller.rawHeaders ?? []) as (Buffer | string)[]);
-    this.firstByteAt = this.clock.now();
-  }
-
-  onResponseData(_controller: Dispatcher.DispatchController, chunk: Buffer): void {
-    this.chunks.push(chunk);
-  }
-
-  onResponseEnd(): void {
-    if (this.over) return;
-    const [only] = this.chunks;
-    const body = this.chunks.length === 1 && only ? only : Buffer.concat(this.chunks);
-    readAnswer(this.status, this.headers, body, this.secrets).then(
-      (answer) => this.finish({ kind: "response", ...answer, firstByteAt: this.firstByteAt }),
-      (error) => this.finish(failed(error, true)),
-    );
-  }
-
-  onResponseError(_controller: Dispatcher.DispatchController, error: Error): void {
-    this.finish(failed(error, this.controller !== undefined));
-  }
-}
-
-function failed(error: unknown, sent: boolean): Extract<Outcome, { kind: "network_error" | "timeout" }> {
-  const code = codeOf(error);
-  if (code === "UND_ERR_CONNECT_TIMEOUT") return { kind: "timeout", phase: "connect" };
-  if (code === "UND_ERR_HEADERS_TIMEOUT") return { kind: "timeout", phase: "headers" };
-  return { kind: "network_error", code, sent };
-}
-
-function codeOf(error: unknown): string {
-  if (error instanceof AggregateError && error.errors.length > 0) return codeOf(error.errors[0]);
-  const code = error instanceof Error && "code" in error ? error.code : undefined;
-  return typeof code === "string" ? code : "UNKNOWN";
-}
-
-function headerList(raw: (Buffer | string)[]): HeaderList {
-  const list: HeaderList = [];
-  for (let i = 0; i + 1 < raw.length; i += 2) {
-    list.push([raw[i]!.toString("latin1").toLowerCase(), raw[i + 1]!.toString("latin1")]);
-  }
-  return list;
 }
 
 async function forward(
@@ -298,7 +228,9 @@ async function listModels(endpoint: Endpoint, clock: Clock): Promise<string[] | 
     body: new Uint8Array(),
   };
   try {
-    for await (const { outcome } of callUpstream(endpoint, call, abort, clock)) {
+    for await (const event of callUpstream(endpoint, call, abort, clock)) {
+      if (event.kind !== "ended") continue;
+      const { outcome } = event;
       if (outcome.kind !== "response" || outcome.status !== 200 || !outcome.facts.wellFormed)
         return undefined;
       const list = JSON.parse(Buffer.from(outcome.body).toString("utf8")) as { data?: unknown };

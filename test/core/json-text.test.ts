@@ -1,12 +1,13 @@
 import fc from "fast-check";
 import { describe, expect, it, test } from "vitest";
-import { canonical, cutMembers, members, replaceMember } from "../../src/core/json-text.ts";
-
-/** The text of a member's value; of several the last one's, as JSON.parse has it. */
-function rawMember(text: string, name: string): string | undefined {
-  const last = members(text)?.findLast(({ key }) => key === name);
-  return last && text.slice(last.valueStart, last.valueEnd);
-}
+import {
+  canonical,
+  cutMembers,
+  members,
+  rawMember,
+  replaceMember,
+  setMember,
+} from "../../src/core/json-text.ts";
 
 /** JSON as it is written: scalars are raw tokens, keys are raw strings with their quotes. */
 type Written = string | { array: Written[] } | { object: [rawKey: string, value: Written][] };
@@ -269,6 +270,42 @@ describe("replaceMember", () => {
         expect(rawMember(replaced, "model")).toBe(rawMember(text, "model") === undefined ? undefined : token);
       }),
     );
+  });
+});
+
+describe("setMember", () => {
+  const cases: [string, string, string][] = [
+    ["replaces what is there", '{"a":1, "n" : null}', '{"a":1, "n" : {"x":1}}'],
+    ["replaces every occurrence", '{"n":1,"a":2,"\\u006e":3}', '{"n":{"x":1},"a":2,"\\u006e":{"x":1}}'],
+    ["puts in front what is not there", '{ "a" : {"n":1} }', '{ "n":{"x":1},"a" : {"n":1} }'],
+    ["fills an empty object", " { } ", ' {"n":{"x":1} } '],
+    ["leaves an array alone", '["n"]', '["n"]'],
+  ];
+  test.each(cases)("%s", (_, text, expected) => {
+    expect(setMember(text, "n", '{"x":1}')).toBe(expected);
+  });
+
+  it("changes in any object the one member only", () => {
+    fc.assert(
+      fc.property(body, spaces, stringToken, scalarToken, (object, stream, name, token) => {
+        const text = spaced(object, stream);
+        const key = JSON.parse(name) as string;
+        const set = setMember(text, key, token);
+        expect(rawMember(set, key)).toBe(token);
+        expect(cutMembers(set, [key]).trim()).toBe(cutMembers(text, [key]).trim());
+      }),
+    );
+  });
+});
+
+describe("rawMember", () => {
+  test.each([
+    ['{"a":{"n":1},"n": 1.0 }', "1.0"],
+    ['{"n":1,"\\u006e":2}', "2"],
+    ['{"a":1}', undefined],
+    ["[1]", undefined],
+  ])("of %s is %s", (text, expected) => {
+    expect(rawMember(text, "n")).toBe(expected);
   });
 });
 

@@ -1,0 +1,50 @@
+/** Connections to one upstream. */
+
+import type { Socket } from "node:net";
+import { buildConnector, Pool } from "undici";
+
+/** @param connections how many there may be at a time; without a limit if undefined */
+export function createPool(origin: string, connectMs: number, connections?: number): Pool {
+  const connectPlainly = buildConnector({ timeout: connectMs });
+  const connect: buildConnector.connector = (options, callback) =>
+    connectPlainly(options, (...result) => {
+      const [, socket] = result;
+      if (socket) guard(socket);
+      callback(...result);
+    });
+  return new Pool(origin, { connections, connect, pipelining: 1 });
+}
+
+/** The part of undici's parser that the guard needs. It stands at the socket under a symbol of undici's own. */
+interface Parser {
+  paused: boolean;
+  ptr: number;
+  llhttp: { llhttp_resume(ptr: number): void };
+}
+
+/**
+ * Where an answer ends with its connection, undici 7 tells its parser of the end, and asserts that this is not
+ * paused; but nothing keeps a connection from ending while somebody reads slowly. The failed assertion would end the
+ * process. These listeners run before undici's own.
+ */
+function guard(socket: Socket): void {
+  const pausedParser = (): Parser | undefined => {
+    const symbol = Object.getOwnPropertySymbols(socket).find(({ description }) => description === "parser");
+    const parser = symbol && (socket as unknown as Record<symbol, Parser | null>)[symbol];
+    return parser?.paused ? parser : undefined;
+  };
+  // Everything has been read, so the answer is whole as far as the connection knows.
+  socket.on("end", () => {
+    const parser = pausedParser();
+    if (!parser) return;
+    parser.llhttp.llhttp_resume(parser.ptr);
+    parser.paused = false;
+  });
+  // A parser that has stopped is not asked again whether the answer is whole: it is broken.
+  const stop = () => {
+    const parser = pausedParser();
+    if (parser) parser.paused = false;
+  };
+  socket.on("error", stop);
+  socket.on("close", stop);
+}
