@@ -37,6 +37,8 @@ export interface Config {
   drainDelayMs: number;
   keepAliveTimeoutMs: number;
   passthrough: "inference" | "all" | "off";
+  /** The defaults of some keys; what they are in the end stands with them. */
+  profile: Profile;
   store: {
     /** `sqlite:<path>` */
     url: string;
@@ -68,7 +70,16 @@ export interface Config {
     unreachableAfterMs: number;
   };
   limits: { maxQueued: number; maxHeld: number; maxBodyMemoryBytes: number };
-  timeouts: { connectMs: number; attemptMs: number };
+  timeouts: {
+    connectMs: number;
+    attemptMs: number;
+    /** from the call of the upstream to the first content of a stream */
+    firstTokenMs: number;
+    /** between two signs of life of a stream, after its first content */
+    idleMs: number;
+  };
+  /** How long a caller of a stream waits in silence before it is sent a comment. */
+  heartbeatMs: number;
   log: { level: "fatal" | "error" | "warn" | "info" | "debug" | "silent" };
   apiKeys: ApiKeyConfig[];
   /** in order; empty if nothing names one */
@@ -79,6 +90,8 @@ export interface Config {
     file?: string;
   };
 }
+
+type Profile = "default" | "interactive";
 
 export interface ApiKeyConfig {
   key: string;
@@ -94,6 +107,8 @@ export interface UpstreamConfig {
   /** names or globs; [] = lists none */
   models: string[];
   maxConcurrency: number;
+  /** Whether it is asked for the usage of streams. */
+  streamUsage: boolean;
   headers: Record<string, string>;
   origin: "file" | "environment" | "demo";
 }
@@ -234,11 +249,14 @@ function build(file: ConfigFile, draft: Draft): Config {
     drainDelayMs: file.drain_delay,
     keepAliveTimeoutMs: file.keep_alive_timeout,
     passthrough: file.passthrough,
+    profile: file.profile,
     store: {
       url: file.store.url ?? `sqlite:${join(file.data_dir, "outlast.db")}`,
       minFreeDiskBytes: file.store.min_free_disk,
     },
     ...buildPolicies(file),
+    timeouts: buildTimeouts(file),
+    heartbeatMs: file.stream.heartbeat,
     log: { level: file.log.level },
     apiKeys: file.api_keys,
     upstreams: buildUpstreams(file, draft.environmentUpstreams),
@@ -250,7 +268,21 @@ function build(file: ConfigFile, draft: Draft): Config {
 /** Unless told otherwise. */
 const bodyMemoryBytes = 256 * 1024 * 1024;
 
-function buildPolicies({ defaults, retry, limits, timeouts, max_body_size: largestBodyBytes }: ConfigFile) {
+const patience: Record<Profile, { firstTokenMs: number; idleMs: number }> = {
+  default: { firstTokenMs: 120_000, idleMs: 60_000 },
+  interactive: { firstTokenMs: 10_000, idleMs: 10_000 },
+};
+
+function buildTimeouts({ profile, timeouts }: ConfigFile) {
+  return {
+    connectMs: timeouts.connect,
+    attemptMs: timeouts.attempt,
+    firstTokenMs: timeouts.first_token ?? patience[profile].firstTokenMs,
+    idleMs: timeouts.idle ?? patience[profile].idleMs,
+  };
+}
+
+function buildPolicies({ defaults, retry, limits, max_body_size: largestBodyBytes }: ConfigFile) {
   return {
     defaults: {
       wait: defaults.wait,
@@ -277,7 +309,6 @@ function buildPolicies({ defaults, retry, limits, timeouts, max_body_size: large
       maxHeld: limits.max_held,
       maxBodyMemoryBytes: limits.max_body_memory ?? Math.max(bodyMemoryBytes, largestBodyBytes),
     },
-    timeouts: { connectMs: timeouts.connect, attemptMs: timeouts.attempt },
   };
 }
 
@@ -288,6 +319,7 @@ function buildUpstreams(file: ConfigFile, fromEnvironment: readonly string[]): U
     ...(upstream.api_key !== undefined && { apiKey: upstream.api_key }),
     models: upstream.models,
     maxConcurrency: upstream.max_concurrency,
+    streamUsage: upstream.stream_usage,
     headers: upstream.headers,
     origin: fromEnvironment.includes(name) ? "environment" : "file",
   }));
@@ -308,9 +340,16 @@ function scalarsAsWritten(config: Config) {
     drain_delay: formatDuration(config.drainDelayMs),
     keep_alive_timeout: formatDuration(config.keepAliveTimeoutMs),
     passthrough: config.passthrough,
+    profile: config.profile,
     store: { url: store.url, min_free_disk: formatSize(store.minFreeDiskBytes) },
     ...policiesAsWritten(config),
-    timeouts: { connect: formatDuration(timeouts.connectMs), attempt: formatDuration(timeouts.attemptMs) },
+    timeouts: {
+      connect: formatDuration(timeouts.connectMs),
+      attempt: formatDuration(timeouts.attemptMs),
+      first_token: formatDuration(timeouts.firstTokenMs),
+      idle: formatDuration(timeouts.idleMs),
+    },
+    stream: { heartbeat: formatDuration(config.heartbeatMs) },
     log: { level: log.level },
   };
 }
@@ -353,6 +392,7 @@ function namesAsWritten({ apiKeys, upstreams, routes }: Config) {
     api_key: upstream.apiKey === undefined ? undefined : mask,
     models: upstream.models,
     max_concurrency: upstream.maxConcurrency,
+    stream_usage: upstream.streamUsage,
     headers: unlessEmpty(Object.keys(upstream.headers).map((name) => [name, mask])),
   });
   return {

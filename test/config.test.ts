@@ -73,6 +73,7 @@ describe("without any configuration", () => {
       drainDelayMs: 250,
       keepAliveTimeoutMs: 75_000,
       passthrough: "all",
+      profile: "default",
       store: { url: "sqlite:outlast.db", minFreeDiskBytes: 256 * 1024 * 1024 },
       defaults: {
         wait: undefined,
@@ -95,7 +96,8 @@ describe("without any configuration", () => {
         unreachableAfterMs: 30_000,
       },
       limits: { maxQueued: 1_000_000, maxHeld: 10_000, maxBodyMemoryBytes: 256 * 1024 * 1024 },
-      timeouts: { connectMs: 5_000, attemptMs: 600_000 },
+      timeouts: { connectMs: 5_000, attemptMs: 600_000, firstTokenMs: 120_000, idleMs: 60_000 },
+      heartbeatMs: 20_000,
       log: { level: "info" },
       apiKeys: [],
       upstreams: [],
@@ -141,6 +143,7 @@ describe("the example file", () => {
         apiKey: "x",
         models: [],
         maxConcurrency: 256,
+        streamUsage: true,
         headers: {},
         origin: "file",
       },
@@ -283,6 +286,37 @@ describe("precedence", () => {
   });
 });
 
+describe("the interactive profile", () => {
+  it("has less patience with silent streams, unless told otherwise", () => {
+    const interactive = 'profile = "interactive"\n';
+    const patience = (config: Config) => [config.timeouts.firstTokenMs, config.timeouts.idleMs];
+    expect(patience(load(interactive))).toEqual([10_000, 10_000]);
+    expect(patience(load("", { OUTLAST_PROFILE: "interactive" }))).toEqual([10_000, 10_000]);
+    expect(patience(load(`${interactive}[timeouts]\nidle = "3m"`))).toEqual([10_000, 180_000]);
+    expect(patience(load(interactive, { OUTLAST_TIMEOUTS_FIRST_TOKEN: "120s" }))).toEqual([120_000, 10_000]);
+  });
+
+  it("changes nothing else", () => {
+    const { profile, timeouts, source: _, ...config } = load('profile = "interactive"');
+    const { profile: before, timeouts: timeoutsBefore, source: __, ...without } = load("");
+    expect([before, profile]).toEqual(["default", "interactive"]);
+    expect(config).toEqual(without);
+    expect({ ...timeouts, firstTokenMs: 120_000, idleMs: 60_000 }).toEqual(timeoutsBefore);
+  });
+});
+
+describe("whether an upstream is asked for the usage of streams", () => {
+  it.each([
+    ["true", true],
+    ["false", false],
+    ['"false"', false],
+    [`"\${ASK}"`, true],
+  ])("%s", (written, asked) => {
+    const config = load(upstream("a", `stream_usage = ${written}`), { ASK: "true" });
+    expect(config.upstreams[0]!.streamUsage).toBe(asked);
+  });
+});
+
 describe("unknown keys", () => {
   it("are named, with the file, a suggestion and the keys that are allowed", () => {
     const message = problem("[retry]\nbackof_base = 1");
@@ -357,6 +391,12 @@ describe("bad values", () => {
     ['[upstreams.a]\nbase_url = "http://a?b=c"', 'without "?"'],
     [upstream("a", 'models = [""]'), "upstreams.a.models[0]: must be the name of a model"],
     [upstream("a", "max_concurrency = 0"), "upstreams.a.max_concurrency: must be a whole number"],
+    [upstream("a", 'stream_usage = "yes"'), 'upstreams.a.stream_usage: must be true or false, got "yes"'],
+    [upstream("a", "stream_usage = 1"), "upstreams.a.stream_usage: must be true or false, got 1"],
+    ["[timeouts]\nidle = 0", "timeouts.idle: must be a number of seconds"],
+    ["[timeouts]\nfirst_token = -1", "timeouts.first_token: must be a number of seconds"],
+    ["[stream]\nheartbeat = 0", "stream.heartbeat: must be a number of seconds"],
+    ['profile = "batch"', 'profile: must be one of "default", "interactive", got "batch"'],
     [upstream("a", 'headers = { "a b" = "x" }'), 'upstreams.a.headers."a b": the name must be'],
     [upstream("a", 'headers = { a = "x\\ny" }'), "upstreams.a.headers.a: must be a header's value"],
     [`${upstream("a")}[routes]\nm = []`, "routes.m: must name at least one upstream"],
@@ -553,7 +593,16 @@ describe("upstreams from the environment", () => {
     ["DEEPSEEK_API_KEY", "deepseek", "https://api.deepseek.com/v1", ["deepseek-*"]],
   ])("%s makes %s", (variable, name, baseUrl, models) => {
     expect(load("", { [variable]: "secret\n" }).upstreams).toEqual([
-      { name, baseUrl, apiKey: "secret", models, maxConcurrency: 256, headers: {}, origin: "environment" },
+      {
+        name,
+        baseUrl,
+        apiKey: "secret",
+        models,
+        maxConcurrency: 256,
+        streamUsage: true,
+        headers: {},
+        origin: "environment",
+      },
     ]);
   });
 
@@ -631,6 +680,7 @@ describe("listening beyond this machine", () => {
 describe("secrets", () => {
   const toml = `
     host = "0.0.0.0"
+    profile = "interactive"
     [[api_keys]]
     key = "hunter2-file-key"
     project = "a"
@@ -639,6 +689,7 @@ describe("secrets", () => {
     base_url = "https://a/v1"
     api_key = "\${A_KEY}"
     models = ["m-*"]
+    stream_usage = false
     headers = { Authorization = "Bearer hunter2-header", "X-Y" = "hunter2-\${A_KEY}" }
     [routes]
     "m.1" = ["a", "openai/m"]

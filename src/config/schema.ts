@@ -80,6 +80,11 @@ function size(min: number) {
   });
 }
 
+const yesOrNo = field("true or false", (value) => {
+  if (value === true || value === "true") return true;
+  return value === false || value === "false" ? false : undefined;
+});
+
 /** A base URL comes without a trailing slash. */
 const baseUrl = field("an http(s) URL", (value, refuse) => {
   if (typeof value !== "string") return undefined;
@@ -160,6 +165,7 @@ const upstream = table({
   api_key: secret("visible ASCII characters without spaces", /^[\x21-\x7e]+$/).optional(),
   models: list(text('the name of a model, or a glob such as "gpt-*"')).prefault([]),
   max_concurrency: wholeNumber(1, 100_000).prefault(256),
+  stream_usage: yesOrNo.prefault(true),
   headers: named(
     "a header's name, but not one that belongs to the connection",
     new RegExp(`^(?!(${[...perConnection].join("|")})$)[!#$%&'*+.^_\`|~0-9a-z-]+$`, "i"),
@@ -193,6 +199,7 @@ export const configSchema = table({
   drain_delay: duration(0).prefault("250ms"),
   keep_alive_timeout: duration().prefault("75s"),
   passthrough: choice("inference", "all", "off").prefault("all"),
+  profile: choice("default", "interactive").prefault("default"),
   store: table({ url: storeUrl.optional(), min_free_disk: size(0).prefault("256MB") }).prefault({}),
   defaults: table({
     wait: wait.optional(),
@@ -222,7 +229,11 @@ export const configSchema = table({
   timeouts: table({
     connect: duration(1, probePatienceMs).prefault("5s"),
     attempt: duration().prefault("600s"),
+    // The defaults of these are the profile's.
+    first_token: duration().optional(),
+    idle: duration().optional(),
   }).prefault({}),
+  stream: table({ heartbeat: duration().prefault("20s") }).prefault({}),
   log: table({
     level: choice("fatal", "error", "warn", "info", "debug", "silent").prefault("info"),
   }).prefault({}),

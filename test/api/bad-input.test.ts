@@ -93,6 +93,14 @@ describe("a field of OpenAI's", () => {
     ["messages are null", { model, messages: null }, "invalid_parameter", "messages"],
     ["stream is text", { model, messages, stream: "true" }, "invalid_parameter", "stream"],
     ["stream is a number", { model, messages, stream: 1 }, "invalid_parameter", "stream"],
+    ...[true, 1, "include_usage", []].flatMap((stream_options): [string, object, string, string][] => {
+      const what = `stream_options are ${JSON.stringify(stream_options)}`;
+      const body = { model, messages, stream_options };
+      return [
+        [what, body, "invalid_parameter", "stream_options"],
+        [`${what} of a stream`, { ...body, stream: true }, "invalid_parameter", "stream_options"],
+      ];
+    }),
   ])("%s", async (_name, body, code, param) => {
     await expectRefused(await post(body), 400, code, param);
   });
@@ -166,6 +174,9 @@ describe("a field of ours", () => {
     [{ upstream: 5 }, "upstream"],
     [{ on_unknown: "maybe" }, "on_unknown"],
     [{ on_disconnect: true }, "on_disconnect"],
+    [{ stream_mode: "slow" }, "stream_mode"],
+    [{ stream_mode: true }, "stream_mode"],
+    [{ stream_mode: null }, "stream_mode"],
     [{ tags: "a" }, "tags"],
     [{ tags: [""] }, "tags.0"],
     [{ tags: ["a", 5] }, "tags.1"],
@@ -348,6 +359,16 @@ describe("a connection that misbehaves", () => {
 });
 
 describe("what is odd but right", () => {
+  it("is taken: how to tell a stream, in a call that wants none", async () => {
+    const server = await startOutlast();
+    const body = { ...hello, stream_options: null, outlast: { stream_mode: "buffered" } };
+    const headers = { "outlast-options": '{"stream_mode":"live"}' };
+    expect((await server.post("/v1/chat/completions", body, headers)).status).toBe(200);
+    const { outlast: _, ...sent } = body;
+    expect(server.fake.seen[0]!.body.toString()).toBe(JSON.stringify(sent));
+    await server.close();
+  });
+
   it("is taken: a body nested deeply, keys that look like ours inside, empty messages", async () => {
     const server = await startOutlast();
     const deep = `{"model":"m","messages":[],"wait":true,"idempotency_key":"k","x":${"[".repeat(50_000)}${"]".repeat(50_000)}}`;
