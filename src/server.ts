@@ -87,7 +87,15 @@ async function delay(ms: number, clock: Clock): Promise<void> {
 }
 
 function demoUpstream({ baseUrl, models }: { baseUrl: string; models: string[] }): UpstreamConfig {
-  return { name: "demo", baseUrl, models, maxConcurrency: 256, headers: {}, origin: "demo" };
+  return {
+    name: "demo",
+    baseUrl,
+    models,
+    maxConcurrency: 256,
+    headers: {},
+    streamUsage: true,
+    origin: "demo",
+  };
 }
 
 function queueSettings(config: Config, upstreams: UpstreamConfig[], epoch: number): QueueSettings {
@@ -101,6 +109,8 @@ function queueSettings(config: Config, upstreams: UpstreamConfig[], epoch: numbe
     laneBackoff: { baseMs: retry.laneBackoffBaseMs, maxMs: retry.laneBackoffMaxMs },
     unreachableAfterMs: retry.unreachableAfterMs,
     attemptMs: timeouts.attemptMs,
+    firstTokenMs: timeouts.firstTokenMs,
+    idleMs: timeouts.idleMs,
     adoptWindowMs: config.adoptWindowMs,
     failureEchoMs: config.failureEchoMs,
     limits: config.limits,
@@ -108,7 +118,7 @@ function queueSettings(config: Config, upstreams: UpstreamConfig[], epoch: numbe
 }
 
 function apiOptions(config: Config, world: World, queue: Queue, { table }: QueueSettings): ApiOptions {
-  const { apiKeys, allowedHosts, defaults, holdTimeoutMs, maxBodyBytes, passthrough } = config;
+  const { apiKeys, allowedHosts, defaults, heartbeatMs, holdTimeoutMs, maxBodyBytes, passthrough } = config;
   const projects = new Set(apiKeys.map(({ project }) => project));
   return {
     queue,
@@ -121,6 +131,7 @@ function apiOptions(config: Config, world: World, queue: Queue, { table }: Queue
     table,
     defaults: { ...defaults, holdTimeoutMs },
     maxBodyBytes,
+    heartbeatMs,
     passthrough,
     accountPathsOpen: projects.size <= 1,
   };

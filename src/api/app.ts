@@ -13,6 +13,7 @@ import { createModels } from "./models.ts";
 import { passThroughUnread } from "./passthrough.ts";
 import { type Reply, send } from "./reply.ts";
 import { cancelRequest, getAttempts, getRequest, listRequests } from "./requests.ts";
+import { getStream } from "./stream.ts";
 
 type Bindings = { incoming: IncomingMessage; outgoing: ServerResponse };
 type AppContext = Context<{ Bindings: Bindings }>;
@@ -51,6 +52,7 @@ export function createApp(options: ApiOptions, connections: Connections): Hono<{
   app.get("/v1/requests", v1(listRequests));
   app.get("/v1/requests/:id", v1(getRequest));
   app.get("/v1/requests/:id/attempts", v1(getAttempts));
+  app.get("/v1/requests/:id/stream", v1(getStream));
   app.post("/v1/requests/:id/cancel", v1(cancelRequest));
   app.all("/v1/requests/*", v1(noSuchRoute));
   app.all("/v1/requests", v1(noSuchRoute));
@@ -89,7 +91,10 @@ function jsonRoute(handler: Handler): Handler {
 function isBrief({ method, url = "" }: IncomingMessage, query: URLSearchParams): boolean {
   if (method === "POST") return /^\/v1\/requests\/[^/?]+\/cancel(\?|$)/.test(url);
   return (
-    method === "GET" && !query.has("wait") && /^\/v1\/(requests([/?]|$)|chat\/completions\/req_)/.test(url)
+    method === "GET" &&
+    !query.has("wait") &&
+    !/^\/v1\/requests\/[^/?]+\/stream/.test(url) &&
+    /^\/v1\/(requests([/?]|$)|chat\/completions\/req_)/.test(url)
   );
 }
 

@@ -1,55 +1,43 @@
 /** POST /v1/chat/completions: durable, held, waited for or asynchronous. GET by the request's id. */
 
-import { AppError, failures } from "../core/errors.ts";
+import { AppError } from "../core/errors.ts";
 import { type HeaderList, toUpstream } from "../core/headers.ts";
 import type { Line } from "../core/line.ts";
 import type { Ended } from "../core/ports.ts";
-import type { Draft, Queue, Submission } from "../core/queue.ts";
-import { isTerminal, type RequestRecord } from "../core/request.ts";
+import type { Draft, Submission } from "../core/queue.ts";
+import { isTerminal } from "../core/request.ts";
+import { beginning } from "../core/stream-cursor.ts";
+import { type Answer, asyncReply, endedReply, stillRunning } from "./answers.ts";
 import { callHashOf, fingerprintOf, type JsonBody, parseBody, readBody, withoutOurs } from "./body.ts";
 import { type ApiOptions, type Call, type Handler, headersOf } from "./context.ts";
-import { comeBack, errorReply, failureReply, jsonReply } from "./errors.ts";
 import { waitWithCaller, whenGone } from "./hang-up.ts";
 import { type Asked, readAsked } from "./options.ts";
 import { passThrough } from "./passthrough.ts";
-import { answerOf, pollUrl, presentAsync, requestHeaders } from "./present.ts";
-import { oursAlone, type Reply } from "./reply.ts";
+import type { Reply } from "./reply.ts";
 import { readWaitMs } from "./requests.ts";
+import { tellStream } from "./stream.ts";
 
 const endpoint = "chat.completions";
 
 export const postCompletion: Handler = async (call, options) => {
-  const { submission, asked, letThrough } = await taken(call, options);
-  if (letThrough) return letThrough();
+  const { submission, asked } = await taken(call, options);
   // It is on disk now, and counted with the call that sends it.
   call.place.drop();
   if (submission.hasGone) return undefined;
   const applied: HeaderList = asked.preferenceApplied
     ? [["preference-applied", asked.preferenceApplied]]
     : [];
+  if (asked.terms.stream) return streamTo(submission, asked, applied, call, options);
   const reply = await adoptably(submission, call, options, () => replyTo(submission, asked, call, options));
   return reply && { ...reply, headers: [...reply.headers, ...applied] };
 };
 
-type Taken =
-  | { submission: Submission; asked: Asked; letThrough?: undefined }
-  | { submission?: undefined; asked?: undefined; letThrough: () => Promise<Reply | undefined> };
-
 /** Reads a call and submits it. A function of its own, so that nothing keeps the body while the caller waits. */
-async function taken(call: Call, options: ApiOptions): Promise<Taken> {
+async function taken(call: Call, options: ApiOptions): Promise<{ submission: Submission; asked: Asked }> {
   const body = parseBody(await readBody(call, options.maxBodyBytes));
   checkBody(body.value);
   const asked = readAsked(body.value, call.header, options.defaults, options.clock.now());
-  if (body.value.stream === true) {
-    return { letThrough: () => passThrough(call, options, withoutOurs(body), body.value) };
-  }
   return { submission: await options.queue.submit(draftOf(call, body, asked)), asked };
-}
-
-/** What a caller gets. `isFinal`: it ends the matter, and nothing is left to come back for. */
-interface Answer {
-  reply: Reply | undefined;
-  isFinal: boolean;
 }
 
 /**
@@ -158,66 +146,80 @@ async function replyTo(
   const current = await queue.get(record.project, record.id);
   if (isTerminal(current.state)) return final(endedReply(await queue.withAnswer(current), replayed));
   if (mode.kind === "wait") return forNow(asyncReply(current, options));
-  const refusal = errorReply(notYet(queue, current.id));
-  return forNow({ ...refusal, headers: [...refusal.headers, ...requestHeaders(current)] });
+  return forNow(stillRunning(queue, current));
 }
 
-function notYet(queue: Queue, id: string): AppError {
-  if (queue.isStopping) {
-    return queue.shuttingDown("The server is shutting down; the request goes on after its restart.");
-  }
-  const message = `The request is still running. Fetch its result later: GET ${pollUrl(id)}.`;
-  return new AppError("still_running", message);
-}
-
-/** Waits with the caller on the line; a caller who hangs up and asked for it takes the request along. */
+/** Waits with the caller on the line. */
 function waitHere(
   line: Line,
   waitMs: number,
   call: Call,
-  { queue, observer }: ApiOptions,
-  { kind, record: { id, project, terms } }: Submission,
+  options: ApiOptions,
+  submission: Submission,
 ): Promise<Ended | undefined> {
-  const accepted = kind === "accepted";
-  return waitWithCaller(call, queue, line, waitMs, () => {
-    // Whoever shares a request by its key neither takes it from others nor loses it through them.
-    if (terms.onDisconnect !== "cancel" || !accepted || queue.isConnected(id)) return;
-    queue.cancel(project, id).catch((error) => {
-      if (error instanceof AppError && error.code === "request_ended") return;
-      observer.tell({ event: "fault", where: "cancel on disconnect", message: String(error) });
-    });
+  return waitWithCaller(call, options.queue, line, waitMs, () => hungUp(submission, options));
+}
+
+/** A caller who hangs up and asked for it takes the request along. */
+function hungUp({ kind, record: { id, project, terms } }: Submission, { queue, observer }: ApiOptions): void {
+  // Whoever shares a request by its key neither takes it from others nor loses it through them.
+  if (terms.onDisconnect !== "cancel" || kind !== "accepted" || queue.isConnected(id)) return;
+  queue.cancel(project, id).catch((error) => {
+    if (error instanceof AppError && error.code === "request_ended") return;
+    observer.tell({ event: "fault", where: "cancel on disconnect", message: String(error) });
   });
 }
 
-export function asyncReply(record: RequestRecord, { queue, clock }: ApiOptions): Reply {
-  const untilMs = (queue.explain(record)?.until ?? 0) - clock.now();
-  const [retryAfter] = comeBack(untilMs);
-  const headers: HeaderList = [["location", pollUrl(record.id)], retryAfter!, ...requestHeaders(record)];
-  return jsonReply(202, presentAsync(record), headers);
-}
-
-/** Rate limits and encodings of an answer say nothing any more when it is replayed. */
-const staleHeader = /^(x-ratelimit-|anthropic-ratelimit-|content-encoding$|retry-after)/;
-
-/** What the caller of an ended request gets: the upstream's answer, or why there is none. */
-export function endedReply(ended: Ended, replayed: boolean): Reply {
-  const { record } = ended;
-  const ours = requestHeaders(record);
-  if (replayed) ours.push(["idempotent-replayed", "true"]);
-  if (record.state === "cancelled") {
-    const message = "The request was cancelled.";
-    const reply = errorReply(new AppError("request_cancelled", message));
-    return { ...reply, headers: [...reply.headers, ...ours, ["x-should-retry", "false"]] };
-  }
-  const answer = answerOf(ended);
-  if (record.state === "failed") ours.push(["x-should-retry", "false"]);
-  const fits = answer && (record.state === "completed" || answer.status >= 400);
-  if (!fits) return failureReply(record.error ?? failures.deadline(), ours);
-  const headers = answer.headers.filter(([name]) => {
-    if (name === "x-should-retry" || oursAlone.test(name)) return false;
-    return !(replayed && staleHeader.test(name));
-  });
-  return { status: answer.status, headers: [...headers, ...ours], body: answer.body };
+/** The same as a stream. */
+async function streamTo(
+  submission: Submission,
+  asked: Asked,
+  applied: HeaderList,
+  call: Call,
+  options: ApiOptions,
+): Promise<Reply | undefined> {
+  const { queue, deliveries } = options;
+  const { kind, record } = submission;
+  const { id, callHash } = record;
+  if (kind === "echoed") return (await replyTo(submission, asked, call, options)).reply;
+  const isReplay = kind === "replayed";
+  if (!submission.line && !isReplay) return asyncReply(record, options);
+  const line = submission.line ?? (await queue.listen(id, { caller: false }));
+  const keyless = submission.line ? callHash !== undefined : false;
+  const fate = await tellStream(
+    {
+      record,
+      line,
+      cursor: beginning,
+      resumable: false,
+      withIds: false,
+      usage: asked.terms.stream?.usage ?? false,
+      isReplay,
+      headers: applied,
+      patienceMs: asked.mode.kind === "wait" ? asked.mode.ms : undefined,
+    },
+    call,
+    options,
+    {
+      onWhole() {
+        if (!keyless) return;
+        deliveries.follow(call.exchange, (known) => {
+          if (known.answered) queue.adoption.answered(id);
+          else queue.adoption.orphaned(id, known.contentSent);
+        });
+      },
+      onGone(contentSent) {
+        if (keyless) queue.adoption.orphaned(id, contentSent);
+        hungUp(submission, options);
+      },
+    },
+  );
+  if (fate === "gone" || fate === "whole") return undefined;
+  if (keyless && fate === "failed") queue.adoption.answered(id);
+  if (keyless && fate === "interrupted") queue.adoption.orphaned(id, true);
+  if (typeof fate === "string") return undefined;
+  const reply = await adoptably(submission, call, options, async () => fate);
+  return reply && { ...reply, headers: [...reply.headers, ...applied] };
 }
 
 /** GET /v1/chat/completions/{id}: what the POST would have answered. Ids that are not ours are the upstream's. */

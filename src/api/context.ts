@@ -24,6 +24,8 @@ export interface ApiOptions {
   table: RouteTable;
   defaults: Defaults;
   maxBodyBytes: number;
+  /** How long the caller of a stream hears nothing at most. */
+  heartbeatMs: number;
   passthrough: "inference" | "all" | "off";
   /** Account-wide paths are open to every caller: on loopback, or with a single project. */
   accountPathsOpen: boolean;

@@ -6,6 +6,7 @@
 import type { ErrorObject } from "../contract.ts";
 import type { AppError, ErrorCode } from "../core/errors.ts";
 import type { HeaderList } from "../core/headers.ts";
+import type { Failure } from "../core/request.ts";
 import type { Reply } from "./reply.ts";
 
 const invalid = "invalid_request_error";
@@ -39,6 +40,8 @@ const table: Record<ErrorCode, [status: number, type: string]> = {
   shutting_down: [503, "service_unavailable_error"],
   storage_full: [503, "service_unavailable_error"],
   storage_failed: [503, "service_unavailable_error"],
+  stream_interrupted: [502, "api_error"],
+  stream_restarted: [409, invalid],
   internal_error: [500, server],
 };
 
@@ -50,9 +53,8 @@ const comeBackMs: Partial<Record<ErrorCode, number>> = {
 };
 
 export function errorReply(error: AppError): Reply {
-  const { code, message, param, requestId } = error;
-  const [status, type] = table[code];
-  const reply = failureReply({ code, message, param, type, status }, []);
+  const { code, requestId } = error;
+  const reply = failureReply(failureOf(error), []);
   if (requestId) reply.headers.push(["outlast-request-id", requestId]);
   const waitMs = error.retryAfterMs ?? comeBackMs[code];
   if (waitMs !== undefined) reply.headers.push(...comeBack(waitMs));
@@ -60,6 +62,12 @@ export function errorReply(error: AppError): Reply {
   // Some clients retry a 409 or a 500 on their own account; nothing would change.
   if (code === "internal_error") reply.headers.push(["x-should-retry", "false"]);
   return reply;
+}
+
+/** An error of ours as it is told in a stream that has begun. */
+export function failureOf({ code, message, param }: AppError): Failure {
+  const [status, type] = table[code];
+  return { code, message, param, type, status };
 }
 
 /** A refusal that is worth another try. */
@@ -72,10 +80,7 @@ export function comeBack(waitMs: number): HeaderList {
   ];
 }
 
-export function failureReply(
-  failure: { code: string; message: string; type: string; param?: string; status: number },
-  headers: HeaderList,
-): Reply {
+export function failureReply(failure: Failure, headers: HeaderList): Reply {
   const { code, message, type, param = null, status } = failure;
   const body: ErrorObject = { error: { message, type, param, code } };
   return jsonReply(status, body, headers);

@@ -53,7 +53,7 @@ let turn: Promise<void> | undefined;
  * Resolves when the events that have arrived together are dealt with. After a stall the answer and the caller's
  * hang-up are among them in any order; who hung up before the answer was written must not count as answered.
  */
-function restOfTurn(): Promise<void> {
+export function restOfTurn(): Promise<void> {
   turn ??= scheduler.yield().then(() => {
     turn = undefined;
   });

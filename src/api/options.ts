@@ -3,7 +3,7 @@
 import { z } from "zod";
 import { parseDuration } from "../core/duration.ts";
 import { AppError } from "../core/errors.ts";
-import type { OnDisconnect, OnUnknown, Priority, Terms } from "../core/request.ts";
+import type { OnDisconnect, OnUnknown, Priority, StreamTerms, Terms } from "../core/request.ts";
 import type { HeaderOf } from "./guard.ts";
 
 export interface Defaults {
@@ -65,6 +65,7 @@ const optionsSchema = z.strictObject({
   upstream: z.string().min(1).optional(),
   on_unknown: z.enum(["retry", "fail"]).optional(),
   on_disconnect: z.enum(["continue", "cancel"]).optional(),
+  stream_mode: z.enum(["live", "buffered"]).optional(),
   tags: z.array(z.string().min(1).max(64)).max(16).optional(),
 });
 type Options = z.infer<typeof optionsSchema>;
@@ -79,6 +80,7 @@ const meaning: Record<keyof Options, string> = {
   upstream: "must be the name of an upstream",
   on_unknown: 'must be "retry" or "fail"',
   on_disconnect: 'must be "continue" or "cancel"',
+  stream_mode: 'must be "live" or "buffered"',
   tags: "must be a list of at most 16 texts of 1 to 64 characters",
 };
 
@@ -113,11 +115,22 @@ export function readAsked(
       onDisconnect: options.on_disconnect ?? defaults.onDisconnect,
       held,
       upstream: options.upstream,
+      stream: readStream(body, options),
     },
     priority: options.priority ?? defaults.priority ?? (mode.kind === "async" ? "default" : "interactive"),
     runAt: runAt !== undefined && runAt > now ? runAt : undefined,
     tags: options.tags ?? [],
   };
+}
+
+/** How a stream is told says nothing about a plain answer: the option may stand in a header that every call has. */
+function readStream(body: Record<string, unknown>, options: Options): StreamTerms | undefined {
+  const wanted: unknown = body.stream_options ?? {};
+  if (typeof wanted !== "object" || Array.isArray(wanted))
+    throw invalid("stream_options", "must be an object");
+  if (body.stream !== true) return undefined;
+  const usage = "include_usage" in wanted! && wanted.include_usage === true;
+  return { mode: options.stream_mode ?? "live", usage };
 }
 
 function readOptions(body: Record<string, unknown>, header: HeaderOf, now: number): Options {

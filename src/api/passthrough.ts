@@ -15,7 +15,7 @@ import { oursAlone, type Reply } from "./reply.ts";
 
 /** Paths that spend tokens on one call and show nothing of the account. */
 const inference =
-  /^\/(chat\/completions|completions|embeddings|responses(\/input_tokens|\/compact)?|moderations|messages|rerank|images\/\w+|audio\/\w+)$/;
+  /^\/(completions|embeddings|responses(\/input_tokens|\/compact)?|moderations|messages|rerank|images\/\w+|audio\/\w+)$/;
 
 export const passThroughUnread: Handler = async (call, options) => {
   const { incoming } = call;
@@ -101,7 +101,7 @@ const ours = (upstream: string): HeaderList => [
 
 function checkAllowed(call: Call, { passthrough, accountPathsOpen }: ApiOptions): void {
   const pathname = call.path.split("?", 1)[0]!;
-  if (passthrough === "off" && pathname !== "/chat/completions") {
+  if (passthrough === "off") {
     throw new AppError("passthrough_off", "This path is not recorded, and `passthrough` is off.");
   }
   const perCall = call.incoming.method === "POST" && inference.test(pathname);

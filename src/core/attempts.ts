@@ -1,11 +1,14 @@
 /** The attempts under way in this process: call → decide → apply → tell. */
 
 import { failures, faultText, StorageError } from "./errors.ts";
+import type { Feed, Feeds } from "./feed.ts";
+import { Intake } from "./intake.ts";
 import type { Lanes, Slot } from "./lanes.ts";
-import type { Abort, ChangeSet, Outcome, Part, UpstreamCall, World } from "./ports.ts";
+import type { Abort, ChangeSet, Outcome, Part, UpstreamCall, UpstreamEvent, World } from "./ports.ts";
 import {
   isTerminal,
   laneParts,
+  type RequestEvent,
   type RequestRecord,
   type Step,
   type Transition,
@@ -21,8 +24,11 @@ export interface AttemptSettings {
   backoff: Backoff;
   /** How long a plain held call may wait for an upstream that cannot be reached. */
   unreachableAfterMs: number;
-  /** How long one attempt may take. */
+  /** How long one attempt may take; a stream may go on as long as it is alive. */
   attemptMs: number;
+  /** How long a stream may be without its first content, and then how long it may be silent. */
+  firstTokenMs: number;
+  idleMs: number;
 }
 
 /** What a call needs beside its record. */
@@ -31,7 +37,11 @@ export interface Content {
   body: Uint8Array;
 }
 
-type Stop = "attempt" | "deadline" | "ended" | "shutdown";
+/** What becomes of a request with the end of an attempt. */
+type AttemptEnd = Extract<RequestEvent, { type: "ended" | "interrupted" }>;
+
+type Timeout = "attempt" | "deadline" | "first_token" | "idle";
+type Stop = Timeout | "ended" | "shutdown";
 
 interface Run {
   record: RequestRecord;
@@ -40,6 +50,17 @@ interface Run {
   abort: Abort;
   /** Why the call was stopped from here. */
   stopped?: Stop;
+  stream?: Streaming;
+}
+
+/** What goes with an attempt whose answer is a stream. */
+interface Streaming {
+  feed: Feed;
+  intake: Intake;
+  /** Epoch ms of the last sign of life, and of the first content. */
+  heardAt: number;
+  contentAt?: number;
+  promptBytes: number;
 }
 
 const storageRetryMs = 250;
@@ -50,14 +71,21 @@ export class Attempts {
   private readonly world: World;
   private readonly settings: AttemptSettings;
   private readonly lanes: Lanes;
+  private readonly feeds: Feeds;
   private readonly isConnected: (id: string) => boolean;
   private closing = false;
 
   /** `isConnected` tells whether a caller still waits on the line for a request. */
-  constructor(world: World, settings: AttemptSettings, lanes: Lanes, isConnected: (id: string) => boolean) {
+  constructor(
+    world: World,
+    settings: AttemptSettings,
+    { lanes, feeds }: { lanes: Lanes; feeds: Feeds },
+    isConnected: (id: string) => boolean,
+  ) {
     this.world = world;
     this.settings = settings;
     this.lanes = lanes;
+    this.feeds = feeds;
     this.isConnected = isConnected;
   }
 
@@ -92,6 +120,7 @@ export class Attempts {
     if (this.closing) stopRun(run, "shutdown");
     observer.tell({ event: "attempt_started", id: record.id, attempt: record.attempt, lane: record.lane });
     try {
+      if (record.terms.stream) run.stream = await this.streaming(record, content);
       const outcome = await this.call(run, content);
       return await this.settle(run, outcome, clock.now());
     } catch (error) {
@@ -117,23 +146,89 @@ export class Attempts {
     if (moved) await this.commitAtLast({ kind: "change", transition: moved }).catch(() => {});
   }
 
+  private async streaming(record: RequestRecord, { body }: Content): Promise<Streaming> {
+    const feed = await this.feeds.open(record);
+    feed.fenceWith(record);
+    const source = { attempt: record.attempt, lane: record.lane, headers: [] };
+    const intake = new Intake(feed, source, record.terms.stream?.mode === "buffered");
+    return { feed, intake, heardAt: this.world.clock.now(), promptBytes: body.byteLength };
+  }
+
   private async call(run: Run, { head, body }: Content): Promise<Outcome> {
-    const { record, abort } = run;
-    const leftMs = Math.max(0, record.deadlineAt - run.startedAt);
-    const phase = leftMs <= this.settings.attemptMs ? "deadline" : "attempt";
-    const limitMs = Math.min(leftMs, this.settings.attemptMs);
-    const cancelTimer = this.world.clock.timer(limitMs, () => stopRun(run, phase));
+    const { record, abort, stream } = run;
     const { upstream, model } = laneParts(record.lane);
     const { method, path, headers } = head;
     const call: UpstreamCall = { upstream, model, askedModel: record.model, method, path, headers, body };
+    if (stream) call.stream = { usage: record.terms.stream?.usage ?? false, identity: stream.feed.identity };
+    const cancelTimers = this.limit(run);
     let outcome: Outcome = { kind: "aborted", sent: true };
     try {
-      for await (const event of this.world.upstream.call(call, abort)) outcome = event.outcome;
+      for await (const event of this.world.upstream.call(call, abort)) {
+        if (event.kind === "ended") outcome = event.outcome;
+        else if (stream) {
+          const room = this.hear(stream, event);
+          if (room) await room;
+        }
+      }
     } finally {
-      cancelTimer();
+      cancelTimers();
     }
-    const timedOut = run.stopped === "attempt" || run.stopped === "deadline";
-    return outcome.kind === "aborted" && outcome.sent && timedOut ? { kind: "timeout", phase } : outcome;
+    return outcome.kind === "aborted" && outcome.sent && isTimeout(run.stopped)
+      ? { kind: "timeout", phase: run.stopped }
+      : outcome;
+  }
+
+  /** Stops a call that takes too long. The returned function ends that. */
+  private limit(run: Run): () => void {
+    const { clock } = this.world;
+    const { record, startedAt, stream } = run;
+    const leftMs = Math.max(0, record.deadlineAt - startedAt);
+    const { attemptMs } = this.settings;
+    const phase = stream || leftMs <= attemptMs ? "deadline" : "attempt";
+    const cancelLimit = clock.timer(stream ? leftMs : Math.min(leftMs, attemptMs), () => stopRun(run, phase));
+    const cancelSilence = stream ? this.limitSilence(run, stream) : undefined;
+    return () => {
+      cancelLimit();
+      cancelSilence?.();
+    };
+  }
+
+  /** One timer, set anew when it fires: one for each chunk would cost more than the chunk. */
+  private limitSilence(run: Run, stream: Streaming): () => void {
+    const { clock } = this.world;
+    const { firstTokenMs, idleMs } = this.settings;
+    let cancelTimer = () => {};
+    const look = () => {
+      const begun = stream.intake.hasContent;
+      const endsAt = begun ? stream.heardAt + idleMs : run.startedAt + firstTokenMs;
+      const leftMs = endsAt - clock.now();
+      if (leftMs <= 0) return stopRun(run, begun ? "idle" : "first_token");
+      // The first content may come at any moment, and from then on another limit holds.
+      cancelTimer = clock.timer(begun ? leftMs : Math.min(leftMs, idleMs), look);
+    };
+    look();
+    return () => cancelTimer();
+  }
+
+  /** Returns a promise only where the answer has to wait: one for each chunk would be dear. */
+  private hear(
+    stream: Streaming,
+    event: Exclude<UpstreamEvent, { kind: "ended" }>,
+  ): Promise<void> | undefined {
+    const { feed, intake } = stream;
+    if (event.kind === "head") {
+      intake.head(event.headers);
+      return undefined;
+    }
+    stream.heardAt = this.world.clock.now();
+    intake.take(event.chunks);
+    if (intake.hasContent) stream.contentAt ??= stream.heardAt;
+    return feed.hasRoom ? undefined : this.waitForRoom(stream);
+  }
+
+  private async waitForRoom(stream: Streaming): Promise<void> {
+    await stream.feed.room();
+    stream.heardAt = this.world.clock.now();
   }
 
   private async settle(run: Run, outcome: Outcome, now: number): Promise<RequestRecord | undefined> {
@@ -144,22 +239,45 @@ export class Attempts {
     if (stoppedByUs) this.lanes.forgetProbe(slot, now);
     else this.lanes.learn(slot, reading, now, this.world.random.next());
     if (run.stopped === "ended") return undefined;
-    const moved = this.next(run, reading, now, stoppedByUs);
+    const end = this.endOf(record, reading, now, stoppedByUs);
+    const streamed = run.stream && (await this.streamed(run.stream, end));
+    const moved = transition({ ...record, forks: run.stream?.feed.forks ?? record.forks }, end);
     if (!moved) return undefined;
     const ends = isTerminal(moved.record.state);
     const parts = ends && outcome.kind === "response" ? answerParts(outcome) : undefined;
-    const applied = await this.commitAtLast({ kind: "change", transition: moved, parts });
+    const events = streamed?.events;
+    const applied = await this.commitAtLast({ kind: "change", transition: moved, parts, events });
+    streamed?.done(applied);
     if (!applied) return undefined;
     this.tell(run, moved, reading, now);
     return ends ? undefined : moved.record;
   }
 
-  private next(run: Run, reading: Reading, now: number, stoppedByUs: boolean): Transition | undefined {
-    const { record } = run;
-    if (stoppedByUs)
-      return transition(record, { type: "interrupted", now, ...decideInterrupted(record, now) });
-    const step = this.decide(record, reading, now);
-    return transition(record, { type: "ended", now, result: reading.result, step });
+  /** What is left of a stream to be written with the end of its attempt, whose result learns what it used. */
+  private async streamed({ feed, intake, contentAt, promptBytes }: Streaming, end: AttemptEnd) {
+    const { type, result, step } = end;
+    // Callers of one that goes on after a restart are told so instead.
+    intake.end(result.verdict === "success", type === "ended" && step.kind === "retry");
+    result.firstByteAt ??= contentAt;
+    if (intake.chars > 0) result.usage ??= estimatedUsage(promptBytes, intake.chars);
+    return feed.rest();
+  }
+
+  /**
+   * Of a request that is being streamed and is about to be ended by somebody else's hand: what is left to write, and
+   * what it has used. Undefined where no stream is under way here.
+   */
+  async cutShort(id: string) {
+    const stream = this.running.get(id)?.stream;
+    if (!stream) return undefined;
+    const { feed, intake, promptBytes } = stream;
+    const rest = await feed.rest();
+    return { ...rest, soFar: { forks: feed.forks, usage: estimatedUsage(promptBytes, intake.chars) } };
+  }
+
+  private endOf(record: RequestRecord, reading: Reading, now: number, stoppedByUs: boolean): AttemptEnd {
+    if (stoppedByUs) return { type: "interrupted", now, ...decideInterrupted(record, now) };
+    return { type: "ended", now, result: reading.result, step: this.decide(record, reading, now) };
   }
 
   private decide(record: RequestRecord, reading: Reading, now: number): Step {
@@ -241,9 +359,13 @@ export class Attempts {
   }
 }
 
+const isTimeout = (stop: Stop | undefined): stop is Timeout =>
+  stop !== undefined && stop !== "ended" && stop !== "shutdown";
+
 function stopRun(run: Run, why: Stop): void {
   if (run.abort.aborted) return;
   run.stopped = why;
+  run.stream?.feed.release();
   run.abort.aborted = true;
   run.abort.onAbort?.();
 }
@@ -255,4 +377,15 @@ function answerParts({ status, headers, body }: Extract<Outcome, { kind: "respon
     { kind: "answer_head", seq: 0, bytes: head },
     { kind: "answer", seq: 0, bytes: body },
   ];
+}
+
+/**
+ * What an upstream is paid for that did not come to its account of it. Four characters make a token, roughly, in
+ * English text; JSON around the prompt counts as prompt.
+ */
+function estimatedUsage(promptBytes: number, chars: number): string {
+  const prompt_tokens = Math.ceil(promptBytes / 4);
+  const completion_tokens = Math.ceil(chars / 4);
+  const total_tokens = prompt_tokens + completion_tokens;
+  return JSON.stringify({ prompt_tokens, completion_tokens, total_tokens, estimated: true });
 }

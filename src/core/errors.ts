@@ -30,6 +30,8 @@ export type ErrorCode =
   | "shutting_down"
   | "storage_full"
   | "storage_failed"
+  | "stream_interrupted"
+  | "stream_restarted"
   | "internal_error";
 
 /** A refusal with a code of ours. `param` names the field at fault; the message says what is allowed. */

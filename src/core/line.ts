@@ -8,7 +8,8 @@ import type { Ended, Store } from "./ports.ts";
  */
 export class Line {
   readonly id: string;
-  private ended: Ended | undefined;
+  /** Known where the request has ended. */
+  ended: Ended | undefined;
   private listener: ((ended: Ended) => void) | undefined;
   private readonly unwatch: () => void;
   private readonly onClose: () => void;

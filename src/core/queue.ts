@@ -7,6 +7,7 @@ import { AppError, StorageError } from "./errors.ts";
 import type { Slot, Waiting } from "./lanes.ts";
 import { Line } from "./line.ts";
 import type { ChangeSet, Ended, ListQuery, Part, World } from "./ports.ts";
+import { type StreamFrom, StreamReader, type StreamSink } from "./reader.ts";
 import {
   type AttemptRecord,
   failedInVain,
@@ -300,6 +301,23 @@ export class Queue {
     });
   }
 
+  /** Reads the stream of a request to its end. The line is the reader's from now on. */
+  async read(line: Line, record: RequestRecord, from: StreamFrom, sink: StreamSink): Promise<StreamReader> {
+    const { store } = this.world;
+    const isRunning = record.terms.stream && !line.ended;
+    const feed = isRunning ? await this.scheduler.feeds.open(record) : undefined;
+    const reader = new StreamReader(store, line, feed, { ...from, forks: record.forks }, sink);
+    const onStopping = (last: boolean) => {
+      // What has ended is read to its end.
+      if (last || !(line.ended || this.scheduler.isRunning(line.id))) reader.stop();
+    };
+    this.waiting.add(onStopping);
+    reader.onClose = () => this.waiting.delete(onStopping);
+    reader.start();
+    if (this.stopping) onStopping(false);
+    return reader;
+  }
+
   /** The request with its answer, if it has ended. */
   async ended(id: string): Promise<Ended | undefined> {
     const record = await this.world.store.get(id);
@@ -349,15 +367,22 @@ export class Queue {
     for (;;) {
       const record = await this.get(project, id);
       if (record.state === "cancelled") return record;
+      const stream = await this.scheduler.attempts.cutShort(record.id);
       const now = this.world.clock.now();
-      const moved = transition(record, { type: "cancelled", now });
+      const moved = transition(record, { type: "cancelled", now, ...stream?.soFar });
       if (!moved) {
+        stream?.done(false);
         throw new AppError("request_ended", `The request is ${record.state} already.`, {
           requestId: record.id,
         });
       }
-      const { status } = await this.commit({ kind: "change", transition: moved });
-      if (status === "conflict") continue;
+      const change: ChangeSet = { kind: "change", transition: moved, events: stream?.events };
+      const result = await this.commit(change).catch((error) => {
+        stream?.done(false);
+        throw error;
+      });
+      stream?.done(result.status === "applied");
+      if (result.status === "conflict") continue;
       this.scheduler.drop(record);
       const { state, attempt: attempts, lastErrorCode: code } = moved.record;
       const durationMs = now - record.createdAt;
@@ -413,6 +438,7 @@ export class Queue {
       error: undefined,
       lastErrorCode: undefined,
       endReason: undefined,
+      forks: [],
     };
   }
 
@@ -471,7 +497,8 @@ export class Queue {
       type: "revived",
       now,
       lane,
-      terms: draft.terms,
+      // The body that is stored says whether the upstream is asked for a stream.
+      terms: { ...draft.terms, stream: current.terms.stream },
       dueAt,
       lastWasAmbiguous: last?.verdict === "ambiguous",
     });

@@ -10,6 +10,7 @@ import { windowSize } from "./backlog.ts";
 import { Contents } from "./contents.ts";
 import { failures, StorageError } from "./errors.ts";
 import { Expiry } from "./expiry.ts";
+import { Feeds } from "./feed.ts";
 import type { GateBackoff } from "./gate.ts";
 import { type Arrival, type Lane, Lanes, type Slot } from "./lanes.ts";
 import type { ChangeSet, ReadyGroup, World } from "./ports.ts";
@@ -43,9 +44,10 @@ const decoder = new TextDecoder();
 
 export class Scheduler {
   readonly lanes: Lanes;
+  readonly feeds: Feeds;
   private readonly world: World;
   private readonly settings: SchedulerSettings;
-  private readonly attempts: Attempts;
+  readonly attempts: Attempts;
   private readonly expiry: Expiry;
   private readonly callers: Callers;
   private readonly contents: Contents;
@@ -63,7 +65,8 @@ export class Scheduler {
     this.callers = callers;
     this.contents = new Contents(callers.onBody);
     this.lanes = new Lanes(settings.upstreams, settings.laneBackoff, world.observer);
-    this.attempts = new Attempts(world, settings, this.lanes, callers.isConnected);
+    this.feeds = new Feeds(world);
+    this.attempts = new Attempts(world, settings, this, callers.isConnected);
     this.expiry = new Expiry(world, settings, this.lanes, this);
   }
 

@@ -1,0 +1,94 @@
+/** A stream of server-sent events on the wire: events, comments while there are none, and an end. */
+
+import type { ServerResponse } from "node:http";
+import type { HeaderList } from "../core/headers.ts";
+import type { Clock } from "../core/ports.ts";
+
+/** Between an error and the break of the connection: some clients drop what they have not yet read when it breaks. */
+const lastWordMs = 250;
+
+/** What a stream's headers always say; balancers are asked not to wait for the end of it. */
+const ownHeaders: HeaderList = [
+  ["content-type", "text/event-stream; charset=utf-8"],
+  ["cache-control", "no-cache"],
+  ["x-accel-buffering", "no"],
+];
+
+export class EventStream {
+  private readonly outgoing: ServerResponse;
+  private readonly clock: Clock;
+  private readonly heartbeatMs: number;
+  /** Epoch ms. */
+  private saidAt: number;
+  private cancelBeat = () => {};
+  private isBeating = false;
+
+  /**
+   * @param heartbeatMs how long the caller hears nothing at most
+   * @param onDrain the caller takes more again
+   */
+  constructor(outgoing: ServerResponse, clock: Clock, heartbeatMs: number, onDrain: () => void) {
+    this.outgoing = outgoing;
+    this.clock = clock;
+    this.heartbeatMs = heartbeatMs;
+    this.saidAt = clock.now();
+    outgoing.on("drain", onDrain);
+  }
+
+  /** Whether the headers were sent: from then on an error can only be told as an event. */
+  get hasBegun(): boolean {
+    return this.outgoing.headersSent;
+  }
+
+  /** Sends the headers. */
+  begin(headers: HeaderList): void {
+    const taken = new Set(ownHeaders.map(([name]) => name));
+    const others = headers.filter(([name]) => !taken.has(name));
+    this.outgoing.writeHead(200, [...others, ...ownHeaders].flat());
+  }
+
+  /** From now on breaks every silence with a comment; the first one may have to send the headers. */
+  keepAlive(begin: () => void): void {
+    if (this.isBeating) return;
+    this.isBeating = true;
+    this.beat(begin);
+  }
+
+  private beat(begin: () => void): void {
+    const leftMs = this.saidAt + this.heartbeatMs - this.clock.now();
+    if (leftMs > 0) {
+      this.cancelBeat = this.clock.timer(leftMs, () => this.beat(begin));
+      return;
+    }
+    if (!this.hasBegun) begin();
+    // Who is slow to read has enough to read.
+    if (!this.outgoing.writableNeedDrain) this.write(": keep-alive\n\n");
+    this.cancelBeat = this.clock.timer(this.heartbeatMs, () => this.beat(begin));
+  }
+
+  /** False: no more until the caller has taken what there is. */
+  write(text: string): boolean {
+    this.saidAt = this.clock.now();
+    return this.outgoing.write(text);
+  }
+
+  end(text: string): void {
+    this.close();
+    this.outgoing.end(text);
+  }
+
+  /** Says what went wrong, and then breaks the connection: the stream must not look whole to anybody. */
+  breakOff(text: string): void {
+    this.close();
+    const { outgoing } = this;
+    outgoing.write(text, () => {
+      const cancelTimer = this.clock.timer(lastWordMs, () => outgoing.destroy());
+      outgoing.once("close", cancelTimer);
+    });
+  }
+
+  /** Nothing more is said by itself. */
+  close(): void {
+    this.cancelBeat();
+  }
+}
