@@ -27,8 +27,9 @@ export const postCompletion: Handler = async (call, options) => {
   const applied: HeaderList = asked.preferenceApplied
     ? [["preference-applied", asked.preferenceApplied]]
     : [];
-  if (asked.terms.stream) return streamTo(submission, asked, applied, call, options);
-  const reply = await adoptably(submission, call, options, () => replyTo(submission, asked, call, options));
+  const reply = await (asked.terms.stream
+    ? streamTo(submission, asked, applied, call, options)
+    : adoptably(submission, call, options, () => replyTo(submission, asked, call, options)));
   return reply && { ...reply, headers: [...reply.headers, ...applied] };
 };
 
@@ -181,9 +182,10 @@ async function streamTo(
   const { queue, deliveries } = options;
   const { kind, record } = submission;
   const { id, callHash } = record;
-  if (kind === "echoed") return (await replyTo(submission, asked, call, options)).reply;
   const isReplay = kind === "replayed";
-  if (!submission.line && !isReplay) return asyncReply(record, options);
+  if (kind === "echoed" || (!submission.line && !isReplay)) {
+    return adoptably(submission, call, options, () => replyTo(submission, asked, call, options));
+  }
   const line = submission.line ?? (await queue.listen(id, { caller: false }));
   const keyless = submission.line ? callHash !== undefined : false;
   const fate = await tellStream(
@@ -218,8 +220,7 @@ async function streamTo(
   if (keyless && fate === "failed") queue.adoption.answered(id);
   if (keyless && fate === "interrupted") queue.adoption.orphaned(id, true);
   if (typeof fate === "string") return undefined;
-  const reply = await adoptably(submission, call, options, async () => fate);
-  return reply && { ...reply, headers: [...reply.headers, ...applied] };
+  return adoptably(submission, call, options, async () => fate);
 }
 
 /** GET /v1/chat/completions/{id}: what the POST would have answered. Ids that are not ours are the upstream's. */

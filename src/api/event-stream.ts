@@ -42,7 +42,8 @@ export class EventStream {
 
   /** Sends the headers. */
   begin(headers: HeaderList): void {
-    const taken = new Set(ownHeaders.map(([name]) => name));
+    // What an upstream encoded was decoded to be read.
+    const taken = new Set(["content-encoding", ...ownHeaders.map(([name]) => name)]);
     const others = headers.filter(([name]) => !taken.has(name));
     this.outgoing.writeHead(200, [...others, ...ownHeaders].flat());
   }
@@ -82,7 +83,11 @@ export class EventStream {
     this.close();
     const { outgoing } = this;
     outgoing.write(text, () => {
-      const cancelTimer = this.clock.timer(lastWordMs, () => outgoing.destroy());
+      const cancelTimer = this.clock.timer(lastWordMs, () => {
+        if (outgoing.chunkedEncoding) outgoing.destroy();
+        // In HTTP/1.0, which some balancers speak, a whole stream ends with its connection, too.
+        else outgoing.socket?.resetAndDestroy();
+      });
       outgoing.once("close", cancelTimer);
     });
   }

@@ -60,6 +60,8 @@ interface Streaming {
   /** Epoch ms of the last sign of life, and of the first content. */
   heardAt: number;
   contentAt?: number;
+  /** The answer waits for the disk: its silence is ours. */
+  isHeldBack?: boolean;
   promptBytes: number;
 }
 
@@ -200,6 +202,7 @@ export class Attempts {
     let cancelTimer = () => {};
     const look = () => {
       const begun = stream.intake.hasContent;
+      if (stream.isHeldBack) stream.heardAt = clock.now();
       const endsAt = begun ? stream.heardAt + idleMs : run.startedAt + firstTokenMs;
       const leftMs = endsAt - clock.now();
       if (leftMs <= 0) return stopRun(run, begun ? "idle" : "first_token");
@@ -227,7 +230,9 @@ export class Attempts {
   }
 
   private async waitForRoom(stream: Streaming): Promise<void> {
+    stream.isHeldBack = true;
     await stream.feed.room();
+    stream.isHeldBack = false;
     stream.heardAt = this.world.clock.now();
   }
 

@@ -30,6 +30,8 @@ const recordEveryMs = 60;
 /** Where the disk is slower than the answer, the answer waits. */
 const tailMaxBytes = 1024 * 1024;
 const loadBytes = 256 * 1024;
+/** Within a JSON string the quotes would be escaped. */
+const isEnd = /"finish_reason"\s*:\s*"/;
 const encoder = new TextEncoder();
 const decoder = new TextDecoder();
 
@@ -46,6 +48,8 @@ export class Feed {
   identity: Identity | undefined;
   /** All text that was published, where nothing else was. */
   private text: string | undefined = "";
+  /** How many events follow the one that said why the answer ends; undefined where none did. */
+  afterEnd: number | undefined;
   private tail: string[] = [];
   private tailBytes = 0;
   /** What is on disk is of an answer that has been given up. */
@@ -98,8 +102,10 @@ export class Feed {
   }
 
   /** What is known of an event beyond its data. */
-  private note({ data, text }: Chunk): void {
+  private note({ data, text, isContent }: Chunk): void {
     this.count++;
+    if (this.afterEnd !== undefined) this.afterEnd++;
+    else if (isContent && isEnd.test(data)) this.afterEnd = 0;
     this.text = this.text === undefined || text === undefined ? undefined : this.text + text;
     this.identity ??= identityOf(data);
   }
@@ -113,6 +119,7 @@ export class Feed {
     this.tail = [];
     this.tailBytes = 0;
     this.text = "";
+    this.afterEnd = undefined;
     this.anew = true;
     this.source = undefined;
     for (const listener of [...this.listeners]) listener.restarted();

@@ -35,7 +35,7 @@ export class Intake {
     }
     if (this.flowing) return this.feed.publish(chunks, this.source);
     this.held.push(...chunks);
-    if (this.hasContent && !this.buffered) this.flow();
+    if (this.hasContent && !this.buffered && !this.isTold) this.flow();
   }
 
   /**
@@ -49,8 +49,29 @@ export class Intake {
       if (isRetried && this.feed.spliceText === undefined) this.feed.restart();
       return;
     }
+    if (this.isTold) return this.tellAgain();
     if (!this.flowing) this.flow();
     if (!this.flowing && this.splice) this.settled(this.splice.end());
+  }
+
+  /** An attempt before has told all of an answer; that it was whole nobody knows. */
+  private get isTold(): boolean {
+    const { afterEnd, spliceText } = this.feed;
+    return !this.flowing && afterEnd !== undefined && spliceText !== undefined;
+  }
+
+  /** Nothing follows the end of an answer, so this is the same one, or another. */
+  private tellAgain(): void {
+    const chunks = this.held;
+    this.held = [];
+    this.flowing = true;
+    const isSame =
+      chunks.every(({ text }) => text !== undefined) &&
+      chunks.map(({ text }) => text).join("") === this.feed.spliceText;
+    if (!isSame) this.feed.restart();
+    // Of the same one callers may want only what came behind its end.
+    const known = isSame ? chunks.findLastIndex(({ isContent }) => isContent) + 1 + this.feed.afterEnd! : 0;
+    this.feed.publish(chunks.slice(known), this.source);
   }
 
   /** Publishes what was held, or begins to compare it with what was published by an attempt before. */

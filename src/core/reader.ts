@@ -68,7 +68,8 @@ export class StreamReader implements FeedListener {
     this.feed = feed;
     this.sink = sink;
     this.committedOnly = committedOnly;
-    this.forks = feed?.forks ?? forks;
+    // The record may have been read before its request ended.
+    this.forks = feed?.forks ?? line.ended?.record.forks ?? forks;
     this.after = cursor.after;
     this.cursor = cursor;
   }
@@ -110,9 +111,9 @@ export class StreamReader implements FeedListener {
 
   committed(after: number, data: string[]): void {
     // Who has read all that was on disk before has no need to read this from there.
-    const isNext =
-      this.committedOnly && after === this.after && !this.isPaused && !this.isReading && !this.isOver;
-    if (isNext) this.give(data);
+    const isFree = !this.isPaused && !this.isReading && !this.isOver;
+    // That the answer has begun anew may be written before it says anything.
+    if (this.committedOnly && isFree && after === this.after && data.length > 0) this.give(data);
     else this.pump();
   }
 

@@ -146,6 +146,13 @@ class StreamedAnswer extends PlainAnswer {
     else super.onResponseError(controller, error);
   }
 
+  /** What is whole is kept, whoever wants no more of it. */
+  protected override stop(): void {
+    if (!this.assembly?.finished) return super.stop();
+    this.succeed();
+    this.hangUp();
+  }
+
   protected override finish(outcome: Outcome): void {
     this.cancelTimer?.();
     this.cancelTimer = undefined;

@@ -357,6 +357,21 @@ describe("a whole stream", () => {
     await fake.idle();
   });
 
+  it("that nobody wants any more stays whole", async () => {
+    fake.script(stream(greeting, { end: "hang" }));
+    const call = start(open());
+    const iterator = call.events[Symbol.asyncIterator]();
+    const chunks: Chunk[] = [];
+    while (chunks.length < greeting.length) {
+      const event = await next(iterator);
+      if (event?.kind === "chunks") chunks.push(...event.chunks);
+    }
+    call.stop();
+    const { outcome } = await all({ [Symbol.asyncIterator]: () => iterator });
+    greetingIsWhole({ kinds: [], head: undefined, chunks, outcome });
+    await fake.idle();
+  });
+
   test.each([
     ["what is no chunk", "{oops"],
     ["an error", '{"error":{"message":"too late"}}'],
@@ -797,7 +812,6 @@ describe("an abort", () => {
     ["behind the first chunk", greeting.slice(0, 1)],
     ["between chunks", greeting.slice(0, 2)],
     ["in the midst of a chunk", [...greeting.slice(0, 2), Buffer.from("data: {")]],
-    ["behind the last chunk", greeting],
   ])("%s ends the call at once", async (_, chunks) => {
     fake.script(stream(chunks, { end: "hang" }));
     const { events, stop } = start(open());

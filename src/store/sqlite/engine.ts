@@ -30,7 +30,6 @@ const oldestVersion = "3.51.3";
 /** The log is copied into the database when it holds this many pages. */
 const longLogPages = 1000;
 
-
 const marks = (count: number): string => Array(count).fill("?").join(", ");
 const isReady = "state IN ('queued', 'retrying')";
 
