@@ -15,7 +15,7 @@ import { type Asked, readAsked } from "./options.ts";
 import { passThrough } from "./passthrough.ts";
 import type { Reply } from "./reply.ts";
 import { readWaitMs } from "./requests.ts";
-import { tellStream } from "./stream.ts";
+import { type Reading, type StreamHooks, tellStream } from "./stream.ts";
 
 const endpoint = "chat.completions";
 
@@ -187,40 +187,45 @@ async function streamTo(
     return adoptably(submission, call, options, () => replyTo(submission, asked, call, options));
   }
   const line = submission.line ?? (await queue.listen(id, { caller: false }));
+  const { adoption } = queue;
   const keyless = submission.line ? callHash !== undefined : false;
-  const fate = await tellStream(
-    {
-      record,
-      line,
-      cursor: beginning,
-      resumable: false,
-      withIds: false,
-      usage: asked.terms.stream?.usage ?? false,
-      isReplay,
-      headers: applied,
-      patienceMs: asked.mode.kind === "wait" ? asked.mode.ms : undefined,
+  const hooks: StreamHooks = {
+    onWhole() {
+      if (!keyless) return;
+      deliveries.follow(call.exchange, (fate) => {
+        if (fate.answered) adoption.answered(id);
+        else adoption.orphaned(id, fate.contentSent);
+      });
     },
-    call,
-    options,
-    {
-      onWhole() {
-        if (!keyless) return;
-        deliveries.follow(call.exchange, (known) => {
-          if (known.answered) queue.adoption.answered(id);
-          else queue.adoption.orphaned(id, known.contentSent);
-        });
-      },
-      onGone(contentSent) {
-        if (keyless) queue.adoption.orphaned(id, contentSent);
-        hungUp(submission, options);
-      },
+    onFailed() {
+      if (keyless) adoption.answered(id);
     },
-  );
-  if (fate === "gone" || fate === "whole") return undefined;
-  if (keyless && fate === "failed") queue.adoption.answered(id);
-  if (keyless && fate === "interrupted") queue.adoption.orphaned(id, true);
-  if (typeof fate === "string") return undefined;
-  return adoptably(submission, call, options, async () => fate);
+    onInterrupted(contentSent) {
+      if (keyless) adoption.orphaned(id, contentSent);
+    },
+    onGone(contentSent) {
+      if (keyless) adoption.orphaned(id, contentSent);
+      hungUp(submission, options);
+    },
+  };
+  const { mode, terms } = asked;
+  const reading: Reading = {
+    record,
+    line,
+    cursor: beginning,
+    resumable: false,
+    withIds: false,
+    usage: terms.stream?.usage ?? false,
+    wholeOnly: terms.stream?.mode === "buffered",
+    isReplay,
+    headers: applied,
+    patienceMs: mode.kind === "wait" ? mode.ms : undefined,
+  };
+  const answer = await tellStream(reading, call, options, hooks).catch((error) => {
+    if (keyless) adoption.orphaned(id, false);
+    throw error;
+  });
+  return answer && adoptably(submission, call, options, async () => answer);
 }
 
 /** GET /v1/chat/completions/{id}: what the POST would have answered. Ids that are not ours are the upstream's. */

@@ -59,7 +59,8 @@ export class Deliveries {
 
   /** To be called before the reply is written; `tell` is called once. */
   follow(exchange: Exchange, tell: (fate: Fate) => void): void {
-    if (exchange.connection.isGone) return tell({ answered: false, contentSent: false });
+    const { headersSent: contentSent } = exchange.outgoing;
+    if (exchange.connection.isGone) return tell({ answered: false, contentSent });
     const delivery = new Delivery(exchange, tell);
     exchange.whenOver(() => {
       if (exchange.isWritten) this.doubt(delivery, exchange.connection);

@@ -28,6 +28,8 @@ export interface Reading {
   withIds: boolean;
   /** The usage chunk is wanted. */
   usage: boolean;
+  /** Nothing is told before the answer is whole. */
+  wholeOnly: boolean;
   isReplay: boolean;
   /** Further headers of the reply. */
   headers: HeaderList;
@@ -35,25 +37,24 @@ export interface Reading {
   patienceMs?: number;
 }
 
+/** What becomes of a stream that was told; one of them is called, once, unless nothing was. */
 export interface StreamHooks {
   /** The last bytes of a whole answer are about to be written. */
   onWhole(): void;
+  /** The caller was told why the request failed. */
+  onFailed(): void;
+  /** The caller was told that the request goes on elsewhere. */
+  onInterrupted(contentSent: boolean): void;
   onGone(contentSent: boolean): void;
 }
 
-/**
- * What became of a stream: its caller has all of it, was told why the request failed, was told that it goes on
- * elsewhere, or is gone. Where nothing was written, the answer that is still to be given.
- */
-export type StreamFate = "whole" | "failed" | "interrupted" | "gone" | Answer;
-
-/** Tells a stream to its caller, to its end. */
+/** Tells a stream to its caller, to its end. Resolves with the answer that is still to be given where nothing was written. */
 export function tellStream(
   reading: Reading,
   call: Call,
   options: ApiOptions,
   hooks: StreamHooks,
-): Promise<StreamFate> {
+): Promise<Answer | undefined> {
   return new Telling(reading, call, options, hooks).run();
 }
 
@@ -68,7 +69,8 @@ class Telling implements StreamSink {
   private isOver = false;
   private unwatch = () => {};
   private cancelPatience = () => {};
-  private resolve: (fate: StreamFate) => void = () => {};
+  private resolve: (answer?: Answer) => void = () => {};
+  private reject: (error: unknown) => void = () => {};
 
   constructor(reading: Reading, call: Call, options: ApiOptions, hooks: StreamHooks) {
     this.reading = reading;
@@ -79,26 +81,37 @@ class Telling implements StreamSink {
     this.stream = new EventStream(call.outgoing, clock, heartbeatMs, () => this.reader?.resume());
   }
 
-  async run(): Promise<StreamFate> {
-    const { line, record, cursor, resumable: committedOnly, patienceMs } = this.reading;
+  async run(): Promise<Answer | undefined> {
+    const { line, record, cursor, resumable: committedOnly, wholeOnly, patienceMs } = this.reading;
     const { queue, clock } = this.options;
-    const fate = new Promise<StreamFate>((resolve) => {
+    const answer = new Promise<Answer | undefined>((resolve, reject) => {
       this.resolve = resolve;
+      this.reject = reject;
     });
     this.unwatch = whenGone(this.call, () => this.gone());
     // The caller went while its request was being written.
-    if (this.isOver) return fate;
+    if (this.isOver) return answer;
     if (patienceMs === undefined) this.stream.keepAlive(() => this.begin(undefined));
-    else this.cancelPatience = clock.timer(patienceMs, () => void this.impatient());
+    else this.cancelPatience = clock.timer(patienceMs, () => this.settle(this.impatient()));
     try {
-      this.reader = await queue.read(line, record, { cursor, committedOnly }, this);
+      this.reader = await queue.read(line, record, { cursor, committedOnly, wholeOnly }, this);
     } catch (error) {
-      this.leave();
       line.close();
-      throw error;
+      this.fail(error);
     }
-    if (this.isOver) this.reader.close();
-    return fate;
+    if (this.isOver) this.reader?.close();
+    return answer;
+  }
+
+  private settle(ending: Promise<void>): void {
+    ending.catch((error) => this.fail(error));
+  }
+
+  private fail(error: unknown): void {
+    this.leave();
+    // A reply that has begun cannot become another one.
+    if (this.stream.hasBegun) this.call.outgoing.destroy();
+    this.reject(error);
   }
 
   take(data: string[], last: StreamCursor, source: FeedSource | undefined): boolean {
@@ -109,7 +122,7 @@ class Telling implements StreamSink {
   }
 
   end(how: StreamEnd): void {
-    void this.finish(how);
+    this.settle(this.finish(how));
   }
 
   private eventsOf(data: string[], last: StreamCursor): string {
@@ -131,7 +144,7 @@ class Telling implements StreamSink {
     this.stream.keepAlive(() => {});
     const now = source
       ? { ...record, attempt: source.attempt, lane: source.lane, upstream: undefined }
-      : record;
+      : (line.ended?.record ?? record);
     const replayed: HeaderList = isReplay ? [["idempotent-replayed", "true"]] : [];
     const theirs = source?.headers ?? (line.ended && answerOf(line.ended)?.headers) ?? [];
     this.stream.begin([...callersHeaders(theirs, isReplay), ...requestHeaders(now), ...replayed, ...headers]);
@@ -155,7 +168,7 @@ class Telling implements StreamSink {
     // Where there is no reader yet, nobody else closes it in time for those who ask who is still there.
     this.reading.line.close();
     this.hooks.onGone(this.contentSent);
-    this.resolve("gone");
+    this.resolve();
   }
 
   private leave(): void {
@@ -171,7 +184,7 @@ class Telling implements StreamSink {
     this.leave();
     if (how.kind === "ended" && how.ended.record.state === "completed") return this.whole(how.ended);
     if (!this.stream.hasBegun) {
-      const answer = await this.unbegun(how);
+      const answer = this.unbegun(how);
       if (answer) return this.resolve(answer);
       this.begin(undefined);
     }
@@ -179,15 +192,22 @@ class Telling implements StreamSink {
     // A stream without any content does not look whole to anybody.
     if (this.contentSent) this.stream.breakOff(event);
     else this.stream.end(event);
-    this.resolve(how.kind === "ended" ? "failed" : "interrupted");
+    if (how.kind === "ended") this.hooks.onFailed();
+    else this.hooks.onInterrupted(this.contentSent);
+    this.resolve();
   }
 
   private whole(ended: Ended): void {
+    const { cursor, isReplay } = this.reading;
+    // A plain answer that is no completion cannot be told as a stream.
+    if (!this.stream.hasBegun && cursor.after === 0) {
+      return this.resolve({ reply: endedReply(ended, isReplay), isFinal: true });
+    }
     if (!this.stream.hasBegun) this.begin(undefined);
     this.stream.close();
     this.hooks.onWhole();
     this.stream.end(`${this.lateUsage(ended)}data: [DONE]\n\n`);
-    this.resolve("whole");
+    this.resolve();
   }
 
   /** The usage chunk of who wants it, where the stream was recorded without. */
@@ -200,7 +220,7 @@ class Telling implements StreamSink {
   }
 
   /** What the caller of a stream that has not begun gets: the same as the caller of a plain answer. */
-  private async unbegun(how: StreamEnd): Promise<Answer | undefined> {
+  private unbegun(how: StreamEnd): Answer | undefined {
     const { queue } = this.options;
     const { record, isReplay } = this.reading;
     if (how.kind === "ended") return { reply: endedReply(how.ended, isReplay), isFinal: true };
@@ -257,9 +277,9 @@ export const getStream: Handler = async (call, options) => {
   const line = await queue.listen(record.id, { caller: false });
   const usage = record.terms.stream?.usage ?? false;
   const withIds = ids === "true" || (ids === undefined && Boolean(lastId));
-  const reading = { record, line, cursor, resumable: true, withIds, usage, isReplay: false, headers: [] };
-  const fate = await tellStream(reading, call, options, { onWhole() {}, onGone() {} });
-  return typeof fate === "string" ? undefined : fate.reply;
+  const how = { cursor, resumable: true, withIds, usage, wholeOnly: false, isReplay: false };
+  const nothing = { onWhole() {}, onFailed() {}, onInterrupted() {}, onGone() {} };
+  return (await tellStream({ record, line, headers: [], ...how }, call, options, nothing))?.reply;
 };
 
 function readQuery(call: Call): z.infer<typeof querySchema> {

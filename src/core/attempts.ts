@@ -168,7 +168,7 @@ export class Attempts {
       for await (const event of this.world.upstream.call(call, abort)) {
         if (event.kind === "ended") outcome = event.outcome;
         else if (stream) {
-          const room = this.hear(stream, event);
+          const room = this.hear(run, stream, event);
           if (room) await room;
         }
       }
@@ -215,6 +215,7 @@ export class Attempts {
 
   /** Returns a promise only where the answer has to wait: one for each chunk would be dear. */
   private hear(
+    { abort }: Run,
     stream: Streaming,
     event: Exclude<UpstreamEvent, { kind: "ended" }>,
   ): Promise<void> | undefined {
@@ -226,7 +227,7 @@ export class Attempts {
     stream.heardAt = this.world.clock.now();
     intake.take(event.chunks);
     if (intake.hasContent) stream.contentAt ??= stream.heardAt;
-    return feed.hasRoom ? undefined : this.waitForRoom(stream);
+    return feed.hasRoom || abort.aborted ? undefined : this.waitForRoom(stream);
   }
 
   private async waitForRoom(stream: Streaming): Promise<void> {
@@ -246,14 +247,18 @@ export class Attempts {
     if (run.stopped === "ended") return undefined;
     const end = this.endOf(record, reading, now, stoppedByUs);
     const streamed = run.stream && (await this.streamed(run.stream, end));
-    const moved = transition({ ...record, forks: run.stream?.feed.forks ?? record.forks }, end);
+    const moved = transition(run.stream ? { ...record, forks: run.stream.feed.forks } : record, end);
     if (!moved) return undefined;
     const ends = isTerminal(moved.record.state);
     const parts = ends && outcome.kind === "response" ? answerParts(outcome) : undefined;
-    const events = streamed?.events;
-    const applied = await this.commitAtLast({ kind: "change", transition: moved, parts, events });
-    streamed?.done(applied);
-    if (!applied) return undefined;
+    const change = { kind: "change" as const, transition: moved, parts, events: streamed?.events };
+    let isApplied = false;
+    try {
+      isApplied = await this.commitAtLast(change);
+    } finally {
+      streamed?.done(isApplied);
+    }
+    if (!isApplied) return undefined;
     this.tell(run, moved, reading, now);
     return ends ? undefined : moved.record;
   }

@@ -22,10 +22,9 @@ export function readChunk(data: string): ReadChunk | undefined {
   if (!isObject(json)) return undefined;
   const choices = choicesOf(json);
   const isUsageOnly = choices.length === 0 && isObject(json.usage);
-  const says: Saying = { isContent: false, text: "", chars: 0 };
+  const says: Saying = { isContent: false, isEnd: false, text: "", chars: 0 };
   for (const choice of choices) readChoice(choice, says);
-  const { isContent, text, chars } = says;
-  return { data, isContent, text, chars, json, isUsageOnly };
+  return { data, ...says, json, isUsageOnly };
 }
 
 type Saying = Omit<Chunk, "data">;
@@ -33,7 +32,7 @@ type Saying = Omit<Chunk, "data">;
 function readChoice(choice: Json, says: Saying): void {
   const { delta, logprobs, finish_reason: finish } = choice;
   if (indexOf(choice) !== 0 || isSomething(logprobs)) says.text = undefined;
-  if (isSomething(finish)) says.isContent = true;
+  if (isSomething(finish)) says.isContent = says.isEnd = true;
   if (!isObject(delta)) return;
   for (const name in delta) {
     const value = delta[name];
@@ -76,6 +75,8 @@ export class Assembly {
   private readonly top: Json = {};
   private readonly expected: number;
   private unfinished = 0;
+  /** Something was said behind an end: some upstreams give every chunk a finish_reason. */
+  private wentOn = false;
 
   /** @param expected how many choices were asked for, where that is known: they may come one after the other */
   constructor(expected = 1) {
@@ -98,7 +99,7 @@ export class Assembly {
 
   /** Every choice has said why it ended. */
   get finished(): boolean {
-    return this.choices.size >= this.expected && this.unfinished === 0;
+    return !this.wentOn && this.choices.size >= this.expected && this.unfinished === 0;
   }
 
   get id(): string | undefined {
@@ -132,7 +133,10 @@ export class Assembly {
   private addChoice(json: Json): void {
     const { delta, logprobs, finish_reason: finish, index: _index, ...rest } = json;
     const choice = this.choiceAt(indexOf(json));
-    if (isObject(delta)) merge(choice.message, delta);
+    if (isObject(delta)) {
+      if (isSomething(choice.finish) && saysSomething(delta)) this.wentOn = true;
+      merge(choice.message, delta);
+    }
     if (isObject(logprobs)) choice.logprobs = merge(choice.logprobs ?? {}, logprobs);
     for (const name in rest) if (rest[name] !== null) choice.rest[name] = rest[name];
     if (!isSomething(finish)) return;
@@ -237,6 +241,11 @@ const indexOf = ({ index }: Json): number => numberOf(index) ?? 0;
 const numberOf = (value: unknown): number | undefined => (typeof value === "number" ? value : undefined);
 const isObject = (value: unknown): value is Json =>
   typeof value === "object" && value !== null && !Array.isArray(value);
+
+const saysSomething = (delta: Json): boolean => {
+  for (const name in delta) if (name !== "role" && isSomething(delta[name])) return true;
+  return false;
+};
 
 /** Some providers send with every chunk the fields that it does not use. */
 const isSomething = (value: unknown): boolean =>

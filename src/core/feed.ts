@@ -30,8 +30,6 @@ const recordEveryMs = 60;
 /** Where the disk is slower than the answer, the answer waits. */
 const tailMaxBytes = 1024 * 1024;
 const loadBytes = 256 * 1024;
-/** Within a JSON string the quotes would be escaped. */
-const isEnd = /"finish_reason"\s*:\s*"/;
 const encoder = new TextEncoder();
 const decoder = new TextDecoder();
 
@@ -56,6 +54,8 @@ export class Feed {
   private anew = false;
   private fence: Expectation | undefined;
   private writing: Promise<void> | undefined;
+  /** It should have been written while something else was. */
+  private missed: World | undefined;
   private onRoom: (() => void) | undefined;
   private readonly listeners = new Set<FeedListener>();
   private readonly onDirty: (feed: Feed) => void;
@@ -102,10 +102,10 @@ export class Feed {
   }
 
   /** What is known of an event beyond its data. */
-  private note({ data, text, isContent }: Chunk): void {
+  private note({ data, text, isEnd }: Chunk): void {
     this.count++;
     if (this.afterEnd !== undefined) this.afterEnd++;
-    else if (isContent && isEnd.test(data)) this.afterEnd = 0;
+    else if (isEnd) this.afterEnd = 0;
     this.text = this.text === undefined || text === undefined ? undefined : this.text + text;
     this.identity ??= identityOf(data);
   }
@@ -145,10 +145,11 @@ export class Feed {
 
   /** Takes what an earlier process has recorded. What its callers have read beyond that nobody knows. */
   load(data: string[]): void {
-    for (const line of data)
-      this.note(readChunk(line) ?? { data: line, text: undefined, isContent: true, chars: 0 });
+    const unread = { text: undefined, isContent: true, isEnd: false, chars: 0 };
+    for (const line of data) this.note(readChunk(line) ?? { data: line, ...unread });
     this.committed = this.count;
-    this.forks = [...this.forks, this.count];
+    // What began anew before anything was recorded has no other beginning to be told from.
+    if (this.count > 0 || this.forks.at(-1) !== 0) this.forks = [...this.forks, this.count];
   }
 
   /**
@@ -170,8 +171,10 @@ export class Feed {
   }
 
   /** Writes what is not yet on disk, unless that is being done. Never rejects. */
-  write({ store, observer }: World): void {
+  write(world: World): void {
+    const { store, observer } = world;
     const fence = this.fence;
+    this.missed = this.writing ? world : undefined;
     if (this.writing || !fence || this.isWritten) return;
     const { events, written } = this.unwritten();
     const { id, forks } = this;
@@ -189,7 +192,8 @@ export class Feed {
   private afterWrite(note: () => void): void {
     this.writing = undefined;
     note();
-    if (this.tail.length > 0) this.onDirty(this);
+    if (this.missed) this.write(this.missed);
+    else if (this.tail.length > 0) this.onDirty(this);
   }
 
   /** The request is not ours any more: nothing of this is ever written. */
@@ -234,10 +238,6 @@ export class Feeds {
 
   constructor(world: World) {
     this.world = world;
-  }
-
-  get(id: string): Feed | undefined {
-    return this.byId.get(id);
   }
 
   /**

@@ -34,7 +34,7 @@ export class Intake {
       this.hasContent ||= chunk.isContent;
     }
     if (this.flowing) return this.feed.publish(chunks, this.source);
-    this.held.push(...chunks);
+    for (const chunk of chunks) this.held.push(chunk);
     if (this.hasContent && !this.buffered && !this.isTold) this.flow();
   }
 

@@ -215,6 +215,8 @@ export interface Chunk {
   data: string;
   /** It says something to a caller: text, a tool call, a refusal, an end. Chunks that only name a role do not. */
   isContent: boolean;
+  /** It says why the answer, or a choice of it, ends. */
+  isEnd: boolean;
   /**
    * The text that it adds to the only choice; "" where it adds none. Undefined where it says anything else that an
    * answer begun anew could not be compared by: a tool call, a second choice, reasoning, log probabilities.

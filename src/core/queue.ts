@@ -304,12 +304,12 @@ export class Queue {
   /** Reads the stream of a request to its end. The line is the reader's from now on. */
   async read(line: Line, record: RequestRecord, from: StreamFrom, sink: StreamSink): Promise<StreamReader> {
     const { store } = this.world;
-    const isRunning = record.terms.stream && !line.ended;
+    const isRunning = record.terms.stream && !line.ended && !from.wholeOnly;
     const feed = isRunning ? await this.scheduler.feeds.open(record) : undefined;
     const reader = new StreamReader(store, line, feed, { ...from, forks: record.forks }, sink);
     const onStopping = (last: boolean) => {
       // What has ended is read to its end.
-      if (last || !(line.ended || this.scheduler.isRunning(line.id))) reader.stop();
+      if (!line.ended && (last || !this.scheduler.isRunning(line.id))) reader.stop();
     };
     this.waiting.add(onStopping);
     reader.onClose = () => this.waiting.delete(onStopping);

@@ -28,6 +28,8 @@ export interface StreamFrom {
   cursor: StreamCursor;
   /** Only what is on disk is read. */
   committedOnly: boolean;
+  /** Nothing is read before the answer is whole. */
+  wholeOnly?: boolean;
 }
 
 /** Bytes that are read from the store at a time. */
@@ -127,8 +129,9 @@ export class StreamReader implements FeedListener {
     const { feed, ended } = this;
     if (!feed) return void (ended && this.read());
     if (this.after < feed.committed) return void this.read();
-    const mayRead = !this.committedOnly || ended !== undefined;
-    if (mayRead && this.after < feed.count && !this.give(feed.since(this.after))) return;
+    // What the feed has beyond the disk may never get there: somebody else may have ended the request.
+    if (ended && this.committedOnly) return void this.read();
+    if (!this.committedOnly && this.after < feed.count && !this.give(feed.since(this.after))) return;
     if (ended && this.after >= feed.count) this.conclude(ended, feed.count);
   }
 
@@ -145,9 +148,11 @@ export class StreamReader implements FeedListener {
     const { after, feed } = this;
     const forks = feed?.forks;
     let batches: EventBatch[];
+    let isRevived: boolean;
     this.isReading = true;
     try {
       batches = await this.store.events(this.line.id, after, readBytes);
+      isRevived = await this.isRevived();
     } catch (error) {
       return this.over({ kind: "failed", error });
     } finally {
@@ -156,6 +161,7 @@ export class StreamReader implements FeedListener {
     if (this.isOver) return;
     // Where the answer has begun anew meanwhile, that was its old beginning.
     if (feed?.forks !== forks) return this.pump();
+    if (isRevived) return this.over({ kind: "ended", ended: this.ended! });
     const lines = batches.map(({ bytes }) => linesOf(bytes));
     const data = lines.flat().slice(after - (batches[0]?.after ?? after));
     if (data.length > 0) return void (this.give(data) && this.pump());
@@ -163,6 +169,13 @@ export class StreamReader implements FeedListener {
     if (this.ended) return this.conclude(this.ended, total);
     // The feed says that there is more.
     this.over({ kind: "restarted" });
+  }
+
+  /** What is on disk is of another round than the one that is being read: that failed, and is told as such. */
+  private async isRevived(): Promise<boolean> {
+    if (!this.ended || this.ended.record.state === "completed") return false;
+    const current = await this.store.get(this.line.id);
+    return current?.round !== this.ended.record.round;
   }
 
   /** Everything of a request that has ended was given, where its answer was recorded as a stream of so many events. */

@@ -19,6 +19,7 @@ export class Splice {
   private matched = 0;
   private readonly compared: Chunk[] = [];
 
+  /** @param delivered not empty */
   constructor(delivered: string) {
     this.delivered = delivered;
   }
@@ -26,7 +27,6 @@ export class Splice {
   take(chunk: Chunk): Spliced {
     const { text, isContent } = chunk;
     const open = this.delivered.length - this.matched;
-    if (open === 0) return { kind: "joined", chunks: [chunk] };
     this.compared.push(chunk);
     if (text === undefined || (isContent && text === "")) return this.diverged();
     const isSame =
@@ -41,7 +41,7 @@ export class Splice {
 
   /** The answer is whole: whatever is still being compared is shorter than what was delivered. */
   end(): Spliced {
-    return this.delivered === "" ? { kind: "joined", chunks: [] } : this.diverged();
+    return this.diverged();
   }
 
   private diverged(): Spliced {
@@ -51,14 +51,11 @@ export class Splice {
 
 /** The chunk with only the end of its text; nothing where that leaves it nothing to say. */
 function beyond(chunk: Chunk, rest: string): Chunk[] {
-  let ends = false;
+  if (rest === "" && !chunk.isEnd) return [];
   const data = edited(chunk.data, "choices", (choices) => {
     const choice = choices.slice(1, -1);
-    const reason = rawMember(choice, "finish_reason");
-    ends = reason !== undefined && reason !== "null";
     return `[${edited(choice, "delta", (delta) => withContent(delta, rest))}]`;
   });
-  if (rest === "" && !ends) return [];
   const chars = chunk.chars - (chunk.text!.length - rest.length);
   return [{ ...chunk, data, text: rest, chars }];
 }

@@ -7,11 +7,12 @@ import { Assembly, type ReadChunk, readChunk } from "../core/chunk.ts";
 import { type HeaderList, toCaller } from "../core/headers.ts";
 import { rawMember, replaceMember } from "../core/json-text.ts";
 import type { Abort, Clock, Outcome, StreamWish, UpstreamEvent } from "../core/ports.ts";
+import { chunksOf } from "../core/restream.ts";
 import { answerOf, errorOf } from "./answer.ts";
 import { Arrivals } from "./arrivals.ts";
 import { failed, PlainAnswer } from "./plain.ts";
 import { EventReader } from "./sse.ts";
-import { askForUsage, isRefusal, refusesUsage, withoutNullUsage } from "./usage-wish.ts";
+import { askForUsage, refusesUsage, withoutNullUsage } from "./usage-wish.ts";
 
 /** What is known of an upstream. */
 export interface StreamPeer {
@@ -59,8 +60,8 @@ export function callStream(
   };
   const callWithout = () =>
     call(plain, false, (outcome) => {
-      // Not if the caller's own options are what it refuses.
-      if (outcome.kind === "response" && !isRefusal(outcome.status)) peer.asksUsage = false;
+      // Not if it refuses this one, too.
+      if (outcome.kind === "response" && outcome.status < 300) peer.asksUsage = false;
       arrivals.end(outcome);
     });
   const asking = peer.asksUsage ? askForUsage(plain) : plain;
@@ -96,6 +97,8 @@ class StreamedAnswer extends PlainAnswer {
   private isAtEnd = false;
   private isPaused = false;
   private firstContentAt: number | undefined;
+  /** The newest chunk said why the answer ends, or what it used, and nothing else. */
+  private saidLast = false;
   private cancelTimer: (() => void) | undefined;
 
   constructor(
@@ -157,7 +160,7 @@ class StreamedAnswer extends PlainAnswer {
     this.cancelTimer?.();
     this.cancelTimer = undefined;
     this.decoder?.destroy();
-    super.finish(outcome);
+    super.finish(this.reader ? outcome : tellable(outcome));
   }
 
   private decode(decoder: Transform): void {
@@ -177,7 +180,7 @@ class StreamedAnswer extends PlainAnswer {
     if (this.over) return;
     this.arrivals.readSomething();
     if (this.arrivals.size > maxUnpulled) this.pause();
-    if (!this.assembly.finished) {
+    if (!this.assembly.finished || !this.saidLast) {
       this.cancelTimer?.();
       this.cancelTimer = undefined;
     } else {
@@ -207,9 +210,11 @@ class StreamedAnswer extends PlainAnswer {
     if (name !== undefined && !("choices" in read.json)) return;
     this.assembly.add(read.json);
     if (read.isContent) this.firstContentAt ??= this.clock.now();
+    // Where an upstream gives every chunk a finish_reason, one with text is not the last word.
+    this.saidLast = read.isUsageOnly || (read.isEnd && read.chars === 0);
     if (read.isUsageOnly && !this.terms.wish.usage) return;
-    const { isContent, text, chars } = read;
-    this.arrivals.add({ data: this.forCaller(read), isContent, text, chars });
+    const { isContent, isEnd, text, chars } = read;
+    this.arrivals.add({ data: this.forCaller(read), isContent, isEnd, text, chars });
   }
 
   private forCaller({ data, json }: ReadChunk): string {
@@ -288,6 +293,13 @@ class StreamedAnswer extends PlainAnswer {
     this.isPaused = false;
     (this.decoder ?? this.controller)?.resume();
   }
+}
+
+/** What came in place of a stream has to be an answer that can be told as one. */
+function tellable(outcome: Outcome): Outcome {
+  if (outcome.kind !== "response" || outcome.status >= 300 || !outcome.facts.wellFormed) return outcome;
+  if (outcome.facts.error || chunksOf(Buffer.from(outcome.body).toString())) return outcome;
+  return { ...outcome, facts: { ...outcome.facts, wellFormed: false } };
 }
 
 const cutOff: Outcome = { kind: "network_error", code: "STREAM_CUT", sent: true };

@@ -3,6 +3,7 @@
 import { createHash } from "node:crypto";
 import { setTimeout as after } from "node:timers/promises";
 import OpenAI from "openai";
+import { type Heard, hear, isEventStream } from "./listeners.ts";
 
 /** What a caller wants: one nonce is one thing that should happen once. */
 export interface Wish {
@@ -59,6 +60,12 @@ const bareKinds: [kind: Bare, weight: number][] = [
   ["wait-keyed", 2],
   ["cancel", 1],
 ];
+const streamKinds: [kind: Streamed, weight: number][] = [
+  ["stream", 2],
+  ["stream-keyed", 2],
+  ["stream-read", 3],
+  ["stream-sdk", 1],
+];
 const sdkKinds: [kind: Sdk, weight: number][] = [
   ["held", 2],
   ["held-retrying", 3],
@@ -66,6 +73,7 @@ const sdkKinds: [kind: Sdk, weight: number][] = [
   ["held-keyed", 2],
 ];
 type Bare = "async" | "async-keyed" | "wait" | "wait-keyed" | "cancel";
+type Streamed = "stream" | "stream-keyed" | "stream-read" | "stream-sdk";
 type Sdk = "held" | "held-retrying" | "held-impatient" | "held-keyed";
 
 /** Shorter than many an answer takes. */
@@ -85,6 +93,18 @@ const scripts: [script: (luck: () => number) => string[], weight: number][] = [
   [() => ["error:500"], 2],
 ];
 
+/** The same for streams. Only those that take some time can be interrupted. */
+const streamScripts: typeof scripts = [
+  [() => ["ok"], 20],
+  [(luck) => [`slow:${100 + Math.floor(luck() * 1000)}`], 50],
+  [(luck) => [`trickle:${5 + Math.floor(luck() * 20)}`], 10],
+  [() => ["error:500", "slow:200"], 5],
+  [() => ["drop", "slow:200"], 5],
+  [() => ["cut", "trickle:10"], 10],
+  [() => ["cut", "error:400"], 3],
+  [() => ["error:400"], 2],
+];
+
 function pick<T>(of: [T, number][], luck: () => number): T {
   let left = luck() * of.reduce((sum, [, weight]) => sum + weight, 0);
   return of.find(([, weight]) => {
@@ -96,6 +116,7 @@ function pick<T>(of: [T, number][], luck: () => number): T {
 export class Callers {
   readonly wishes = new Map<string, Wish>();
   readonly replies: Reply[] = [];
+  readonly heard: Heard[] = [];
   readonly door = new Door();
   private readonly luck: () => number;
   private readonly name: string;
@@ -108,13 +129,14 @@ export class Callers {
   }
 
   /** So many callers call, one call after the other each, until `leave`. */
-  come({ bare, sdk }: { bare: number; sdk: number }): void {
+  come({ bare, sdk, streamed }: { bare: number; sdk: number; streamed: number }): void {
     const repeat = async (call: () => Promise<void>) => {
       while (!this.leaving) await call();
     };
     this.crowd = [
       ...Array.from({ length: bare }, () => repeat(() => this.callBare(pick(bareKinds, this.luck)))),
       ...Array.from({ length: sdk }, () => repeat(() => this.callSdk(pick(sdkKinds, this.luck)))),
+      ...Array.from({ length: streamed }, () => repeat(() => this.callStream(pick(streamKinds, this.luck)))),
     ];
   }
 
@@ -126,7 +148,8 @@ export class Callers {
 
   /** Ids of which callers were told that they were accepted, with their nonces. */
   acknowledged(): Map<string, string> {
-    return new Map(this.replies.flatMap(({ id, nonce }) => (id === undefined ? [] : [[id, nonce]])));
+    const told = [...this.replies, ...this.heard];
+    return new Map(told.flatMap(({ id, nonce }) => (id === undefined ? [] : [[id, nonce]])));
   }
 
   /** Fetches a result, as often as the server dies over it. */
@@ -134,8 +157,22 @@ export class Callers {
     await this.untilTold(nonce, "get", `/v1/chat/completions/${id}?wait=10`);
   }
 
+  /** Reads a stream from its beginning to its end, as often as the server dies over it. */
+  async readStream(id: string, nonce: string): Promise<void> {
+    let from = "";
+    for (;;) {
+      const path = `/v1/requests/${id}/stream?ids=true`;
+      const init = from === "" ? {} : { headers: { "last-event-id": from } };
+      const heard = await this.listen({ nonce, call: "get", from }, path, init);
+      if (heard === "told" || (heard && isOver(heard))) return;
+      if (heard && heard.code === "stream_restarted") from = "";
+      else from = heard?.events.at(-1)?.number ?? from;
+      await after(5);
+    }
+  }
+
   /** A new wish, and the body of the call that asks for it. */
-  private wish(kind: Bare | Sdk): { wish: Wish; body: object } {
+  private wish(kind: Bare | Sdk | Streamed): { wish: Wish; body: object } {
     const nonce = `${this.name}-${this.wishes.size}`;
     const key = kind.endsWith("keyed") ? `key-${nonce}` : undefined;
     const onUnknown = this.luck() < 0.2 ? "fail" : "retry";
@@ -143,11 +180,15 @@ export class Callers {
     if (kind === "held-retrying") wish.repeats = "patient";
     if (kind === "held-impatient") wish.repeats = "impatient";
     this.wishes.set(nonce, wish);
-    const script = pick(scripts, this.luck)(this.luck);
+    const isStream = kind.startsWith("stream");
+    const script = pick(isStream ? streamScripts : scripts, this.luck)(this.luck);
     // Lanes of their own: a throttled one closes for everybody in it.
     const model = script[0] === "error:429" ? "throttled" : `model-${Math.floor(this.luck() * 3)}`;
-    const messages = [{ role: "user", content: JSON.stringify({ nonce, script }) }];
-    return { wish, body: { model, messages, outlast: { on_unknown: onUnknown } } };
+    const messages = [
+      { role: "user", content: JSON.stringify({ nonce, script, fickle: this.luck() < 0.3 }) },
+    ];
+    const stream = isStream ? true : undefined;
+    return { wish, body: { model, messages, stream, outlast: { on_unknown: onUnknown } } };
   }
 
   /** The real SDK, with its own retries. */
@@ -164,6 +205,71 @@ export class Callers {
     await client.chat.completions.create(body as never, { headers }).catch((error: unknown) => {
       if (!(error instanceof OpenAI.APIError)) throw error;
     });
+  }
+
+  private async callStream(kind: Streamed): Promise<void> {
+    const { wish, body } = this.wish(kind);
+    const { nonce, key } = wish;
+    if (kind === "stream-sdk") return this.streamBySdk(nonce, body);
+    const wait = kind === "stream-read" ? false : undefined;
+    const text = JSON.stringify({ ...body, wait, idempotency_key: key });
+    if (kind === "stream-read") {
+      const response = await this.post(nonce, text);
+      if (response?.status === 202)
+        await this.readStream(((await response.json()) as { id: string }).id, nonce);
+      return;
+    }
+    const init = { method: "POST", headers: { "content-type": "application/json" }, body: text };
+    for (;;) {
+      const heard = await this.listen({ nonce, call: "post" }, "/v1/chat/completions", init);
+      if (key === undefined || heard === "told" || (heard && isOver(heard))) return;
+      await after(5);
+    }
+  }
+
+  /** The real SDK: it gives an answer as whole, or throws. */
+  private async streamBySdk(nonce: string, body: object): Promise<void> {
+    let heard: Promise<Heard> | undefined;
+    const client = new OpenAI({
+      baseURL: "http://outlast/v1",
+      apiKey: "unused",
+      maxRetries: 0,
+      fetch: async (input, init) => {
+        const { pathname } = new URL(String(input));
+        const response = await fetch((await this.door.find()) + pathname, init);
+        if (!isEventStream(response)) return this.noted(response, nonce, "post");
+        heard = hear(response.clone(), { nonce, call: "post" });
+        return response;
+      },
+    });
+    let isWhole = false;
+    try {
+      const stream = await client.chat.completions.create(body as never);
+      for await (const _ of stream as unknown as AsyncIterable<unknown>);
+      isWhole = true;
+    } catch {
+      // Whatever it throws, it has not given the answer as whole.
+    }
+    const told = await heard;
+    if (told) this.heard.push(isWhole && told.end !== "done" ? { ...told, end: "ended" } : told);
+  }
+
+  /** One call for a stream. `told`: the reply was none. Undefined where no reply came. */
+  private async listen(
+    who: Pick<Heard, "nonce" | "call" | "from">,
+    path: string,
+    init: RequestInit,
+  ): Promise<Heard | "told" | undefined> {
+    const url = await this.door.find();
+    const response = await fetch(url + path, init).catch(() => undefined);
+    if (!response) return undefined;
+    if (!isEventStream(response)) {
+      const reply = await this.noted(response, who.nonce, who.call).catch(() => undefined);
+      return reply && reply.headers.get("x-should-retry") !== "true" ? "told" : undefined;
+    }
+    const heard = await hear(response, who);
+    this.heard.push(heard);
+    return heard;
   }
 
   /** A program of somebody's own, which repeats a call only where a key makes that safe. */
@@ -218,7 +324,10 @@ export class Callers {
     init?: RequestInit,
   ): Promise<Response> {
     const url = await this.door.find();
-    const response = await fetch(url + path, init);
+    return this.noted(await fetch(url + path, init), nonce, call);
+  }
+
+  private async noted(response: Response, nonce: string, call: Reply["call"]): Promise<Response> {
     const bytes = new Uint8Array(await response.arrayBuffer());
     const { status, headers } = response;
     const sha = createHash("sha256").update(bytes).digest("hex");
@@ -236,6 +345,10 @@ export class Callers {
     return new Response(bytes, { status, headers });
   }
 }
+
+/** Whether nothing more is to be had of a stream. */
+const isOver = ({ end, code }: Heard): boolean =>
+  end === "done" || (end === "error" && !/^(stream_(restarted|interrupted)|shutting_down)$/.test(code ?? ""));
 
 function readReply(status: number, bytes: Uint8Array): Pick<Reply, "id" | "code" | "state"> {
   const value = parsed(bytes) as { id?: string; object?: string; status?: string; error?: { code?: string } };

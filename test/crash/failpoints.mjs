@@ -40,22 +40,34 @@ function watchStatements() {
     if (copies) at("after-checkpoint");
     return row;
   });
+  let hasEvents = false;
   wrap(statement, "run", function (run, ...values) {
     const { source } = this;
     if (source.startsWith("BEGIN")) at("before-transaction");
     if (source === "COMMIT") at("before-commit");
     const result = run(...values);
     if (source.startsWith("INSERT INTO")) at("inside-transaction");
+    if (source.startsWith("INSERT INTO events")) {
+      hasEvents = true;
+      at("events-inside");
+    }
+    if (source === "COMMIT" && hasEvents) {
+      hasEvents = false;
+      at("events-written");
+    }
     if (source === "COMMIT") at("after-commit");
     return result;
   });
 }
 
+const known = { accept: "accept-known", events: "events-known" };
+
 async function watchStore() {
   const { SqliteStore } = await import(`${plan.dist}/store/sqlite/store.js`);
   wrap(SqliteStore.prototype, "commit", async (commit, change) => {
+    if (change.kind === "events") at("events-handed-over");
     const result = await commit(change);
-    at(change.kind === "accept" ? "accept-known" : "change-known");
+    at(known[change.kind] ?? "change-known");
     return result;
   });
 }
@@ -82,6 +94,10 @@ function watchReplies() {
   wrap(ServerResponse.prototype, "writeHead", (writeHead, ...args) => {
     at("before-reply");
     return writeHead(...args);
+  });
+  wrap(ServerResponse.prototype, "write", (write, ...args) => {
+    at("stream-flowing");
+    return write(...args);
   });
   wrap(ServerResponse.prototype, "end", (end, ...args) => {
     const result = end(...args);

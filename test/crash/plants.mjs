@@ -78,6 +78,11 @@ const inWriter = {
     addTrigger(`AFTER INSERT ON main.held
       BEGIN DELETE FROM held WHERE request_seq = NEW.request_seq; END`);
   },
+  /** Loses now and then the events that were just recorded. */
+  "loses-events"() {
+    addTrigger(`AFTER INSERT ON main.events WHEN NEW.seq % 7 = 3
+      BEGIN DELETE FROM events WHERE request_seq = NEW.request_seq AND seq = NEW.seq; END`);
+  },
   /** Leaves what a crash interrupted as it is. */
   async "forgets-the-interrupted"() {
     const engine = await ofEngine();
@@ -109,6 +114,20 @@ const inMain = {
       if (++calls % 5 === 0) dispatch.call(this, options, { ...deaf });
       return dispatch.call(this, options, handler);
     };
+  },
+  /** Tells who comes back the last event again. */
+  async "forgets-where-readers-were"() {
+    const { StreamReader } = await import(`${dist}/core/reader.js`);
+    const { start } = StreamReader.prototype;
+    StreamReader.prototype.start = function () {
+      this.after = Math.max(0, this.after - 1);
+      start.call(this);
+    };
+  },
+  /** Takes whatever a second call says for the continuation of the first answer. */
+  async "compares-nothing"() {
+    const { Splice } = await import(`${dist}/core/splice.js`);
+    Splice.prototype.take = (chunk) => ({ kind: "joined", chunks: [chunk] });
   },
   /** Delivers now and then something else than what is recorded. */
   "delivers-something-else"() {

@@ -22,6 +22,11 @@ export const points = [
   "after-send",
   "answer-begun",
   "answer-flowing",
+  "events-handed-over",
+  "events-inside",
+  "events-written",
+  "events-known",
+  "stream-flowing",
   "answer-whole",
   "change-known",
   "before-reply",
@@ -103,6 +108,8 @@ export interface Line {
   did: "received" | "executed" | "refused";
   /** SHA-256 of the answer, where it was executed. */
   sha?: string;
+  /** What it said, where that was a stream. */
+  text?: string;
 }
 
 export interface UpstreamProcess {

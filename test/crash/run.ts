@@ -28,7 +28,7 @@ export interface Report {
 
 /** A point that is not reached within this time is left for a later life. */
 const patienceMs = 5_000;
-const crowd = { bare: 10, sdk: 40 };
+const crowd = { bare: 10, sdk: 40, streamed: 16 };
 
 /** The first deaths fall into the making of the file. */
 const births: Death[] = [
@@ -48,7 +48,7 @@ export function deathsOf(seed: number, kills: number): Death[] {
       return { point, hit: 1 + Math.floor(luck() ** 2 * most), ms: patienceMs };
     }
     if (luck() < 0.3) return { from: "start", ms: Math.floor(luck() * 400) };
-    return { from: "listening", ms: Math.floor(luck() * 500) };
+    return { from: "listening", ms: Math.floor(luck() * 1000) };
   });
   return [...births, ...later].slice(0, kills);
 }
@@ -120,8 +120,14 @@ class Run {
     if (end !== 0) this.troubles.push(`the last server ended with ${end}: ${life.errors()}`);
     this.noteTroubles(life);
     await this.upstream.stop();
-    const { wishes, replies } = this.callers;
-    return { wishes, replies, ledger: this.upstream.ledger(), ...readDatabase(join(this.dir, "outlast.db")) };
+    const { wishes, replies, heard } = this.callers;
+    return {
+      wishes,
+      replies,
+      heard,
+      ledger: this.upstream.ledger(),
+      ...readDatabase(join(this.dir, "outlast.db")),
+    };
   }
 
   /** Whatever was accepted ends, and is fetched once more, by its id. */
@@ -134,7 +140,10 @@ class Run {
       this.troubles.push(`after ${withinMs} ms there are requests that have not ended`);
       return;
     }
-    for (const [id, nonce] of this.callers.acknowledged()) await this.callers.fetchResult(id, nonce);
+    for (const [id, nonce] of this.callers.acknowledged()) {
+      await this.callers.fetchResult(id, nonce);
+      await this.callers.readStream(id, nonce);
+    }
   }
 
   private noteTroubles(life: Life): void {

@@ -14,28 +14,52 @@ const calls = new Map();
 
 const write = (line) => appendFileSync(ledger, `${JSON.stringify(line)}\n`);
 
-/** The answer of one call: no two calls have the same, so that it tells by which one it was made. */
-function completion(nonce, call, model, length) {
-  const content = `${nonce}/${call} ${"lorem ".repeat(length / 6)}`;
+/** A plain answer says by which call it was made. A stream says the same each time, unless the prompt wants otherwise. */
+function textOf({ nonce, call, wantsStream, fickle }, length) {
+  const beginning = wantsStream ? `${nonce} ` : `${nonce}/${call} `;
+  const lorem = "lorem ".repeat(length / 6);
+  return wantsStream && fickle
+    ? `${beginning}${lorem.slice(0, length / 3)}${call} ${lorem}`
+    : beginning + lorem;
+}
+
+const answerOf = ({ nonce, call, model }) => ({ id: `chatcmpl-${nonce}-${call}`, created: 1, model });
+
+function completion(job, content) {
   const choices = [{ index: 0, message: { role: "assistant", content }, finish_reason: "stop" }];
-  const usage = { prompt_tokens: 1, completion_tokens: length, total_tokens: length + 1 };
-  return Buffer.from(
-    JSON.stringify({
-      id: `chatcmpl-${nonce}-${call}`,
-      object: "chat.completion",
-      created: 1,
-      model,
-      choices,
-      usage,
-    }),
-  );
+  const usage = { prompt_tokens: 1, completion_tokens: content.length, total_tokens: content.length + 1 };
+  return Buffer.from(JSON.stringify({ ...answerOf(job), object: "chat.completion", choices, usage }));
 }
 
 /** The work is done, and would be paid for, also when nobody is there any more. */
-function execute({ nonce, call, model }, length) {
-  const body = completion(nonce, call, model, length);
-  write({ nonce, call, did: "executed", sha: createHash("sha256").update(body).digest("hex") });
-  return body;
+function execute(job, length) {
+  const { nonce, call, wantsStream } = job;
+  const text = textOf(job, length);
+  const body = completion(job, text);
+  const sha = createHash("sha256").update(body).digest("hex");
+  write({ nonce, call, did: "executed", sha, text: wantsStream ? text : undefined });
+  return { body, text };
+}
+
+/** Streams a text, in pieces that are others at each call. */
+async function stream(reply, job, text, { gapMs, isCut }) {
+  const event = (delta, finish_reason = null) => {
+    const choices = [{ index: 0, delta, finish_reason }];
+    reply.write(
+      `data: ${JSON.stringify({ ...answerOf(job), object: "chat.completion.chunk", choices })}\n\n`,
+    );
+  };
+  reply.writeHead(200, { "content-type": "text/event-stream" });
+  event({ role: "assistant", content: "" });
+  const length = Math.ceil(text.length / 20) + job.call;
+  const end = isCut ? text.length / 2 : text.length;
+  for (let from = 0; from < end; from += length) {
+    event({ content: text.slice(from, from + length) });
+    await after(gapMs);
+  }
+  if (isCut) return reply.destroy();
+  event({}, "stop");
+  reply.end("data: [DONE]\n\n");
 }
 
 const head = (body) => ({ "content-type": "application/json", "content-length": body.length });
@@ -43,15 +67,18 @@ const head = (body) => ({ "content-type": "application/json", "content-length": 
 /** What a step of a script does, by the word before its colon; the number behind it is ms or a status. */
 const acts = {
   async ok(reply, job) {
-    const body = execute(job, 60);
+    const { body, text } = execute(job, 60);
+    if (job.wantsStream) return stream(reply, job, text, { gapMs: 1 });
     reply.writeHead(200, head(body)).end(body);
   },
   async slow(reply, job, ms) {
+    if (job.wantsStream) return stream(reply, job, execute(job, 600).text, { gapMs: ms / 20 });
     await after(ms);
     await acts.ok(reply, job);
   },
   async trickle(reply, job, ms) {
-    const body = execute(job, 60_000);
+    const { body, text } = execute(job, 60_000);
+    if (job.wantsStream) return stream(reply, job, text, { gapMs: ms });
     reply.writeHead(200, head(body));
     const part = Math.ceil(body.length / 4);
     for (let from = 0; from < body.length; from += part) {
@@ -75,7 +102,8 @@ const acts = {
     reply.destroy();
   },
   async cut(reply, job) {
-    const body = execute(job, 6_000);
+    const { body, text } = execute(job, 6_000);
+    if (job.wantsStream) return stream(reply, job, text, { gapMs: 10, isCut: true });
     reply.writeHead(200, head(body));
     reply.write(body.subarray(0, 1_000), () => reply.destroy());
   },
@@ -84,13 +112,13 @@ const acts = {
 async function serve(incoming, reply) {
   const chunks = [];
   for await (const chunk of incoming) chunks.push(chunk);
-  const { model, messages } = JSON.parse(Buffer.concat(chunks).toString());
-  const { nonce, script } = JSON.parse(messages[0].content);
+  const { model, messages, stream: wantsStream } = JSON.parse(Buffer.concat(chunks).toString());
+  const { nonce, script, fickle } = JSON.parse(messages[0].content);
   const call = (calls.get(nonce) ?? 0) + 1;
   calls.set(nonce, call);
   write({ nonce, call, did: "received" });
   const [act, number] = script[Math.min(call, script.length) - 1].split(":");
-  await acts[act](reply, { nonce, call, model }, Number(number));
+  await acts[act](reply, { nonce, call, model, wantsStream, fickle }, Number(number));
 }
 
 // A caller that goes while its body arrives is no concern of ours: the next one is.

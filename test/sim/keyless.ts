@@ -8,6 +8,7 @@ import { AppError } from "../../src/core/errors.ts";
 import type { Ended } from "../../src/core/ports.ts";
 import type { Draft, Submission } from "../../src/core/queue.ts";
 import { failedInVain } from "../../src/core/request.ts";
+import type { Audience } from "./streams.ts";
 import type { Process, Sim } from "./world.ts";
 
 /** Longer than the simulated store takes for a commit. */
@@ -36,6 +37,7 @@ interface Handover {
 export class Crowd {
   private readonly sim: Sim;
   private readonly luck: () => number;
+  private readonly audience: Audience;
   private readonly name: string;
   /** How many they are. */
   readonly size: number;
@@ -49,9 +51,14 @@ export class Crowd {
   private readonly confirmed = new Map<string, Process>();
   readonly acknowledged: { id: string; nonce: string; project: string; delivered?: string }[] = [];
 
-  constructor(sim: Sim, luck: () => number, name: string, size: number) {
+  constructor(
+    { sim, luck, audience }: { sim: Sim; luck: () => number; audience: Audience },
+    name: string,
+    size: number,
+  ) {
     this.sim = sim;
     this.luck = luck;
+    this.audience = audience;
     this.name = name;
     this.size = size;
     this.callHash = createHash("sha256").update(name).digest("hex");
@@ -62,12 +69,14 @@ export class Crowd {
     let left: Left | undefined;
     const tries = 1 + Math.floor(this.luck() * 6);
     for (let tried = 0; tried < tries; tried++) {
-      const process = this.sim.process;
+      const process = await this.sim.serving();
       const isRetry = tried > 0 && this.luck() < 0.7;
       const submission = await this.submit(draft, isRetry, process);
       if (submission) {
         this.checkHandover(submission, { draft, isRetry, process, left });
-        const outcome = await this.hold(submission, process);
+        const outcome = draft.terms.stream
+          ? await this.hear(submission, process)
+          : await this.hold(submission, process);
         if (outcome === "satisfied") return;
         left = outcome;
       }
@@ -103,7 +112,7 @@ export class Crowd {
     const { id } = record;
     if (!line) return undefined;
     this.onTheLine.set(id, process);
-    const patienceMs = this.luck() < 0.5 ? this.luck() * 3000 : this.luck() * 60_000;
+    const patienceMs = this.drawPatienceMs();
     const waiting = process.queue.wait(line, 280_000, (hangUp) => clock.timer(patienceMs, hangUp));
     const ended = await Promise.race([waiting, process.died.then(() => "died" as const)]);
     this.onTheLine.delete(id);
@@ -113,6 +122,29 @@ export class Crowd {
     if (this.luck() < 0.3) return this.orphan(id, process, this.luck() < 0.5);
     this.confirm(ended, process);
     return "satisfied";
+  }
+
+  /** The same with a stream, of which a caller has a part as soon as it begins. */
+  private async hear(
+    { line, record }: Submission,
+    process: Process,
+  ): Promise<Left | "satisfied" | undefined> {
+    const { id } = record;
+    if (!line) return undefined;
+    this.onTheLine.set(id, process);
+    const told = await this.audience.call(process, { line, record }, this.drawPatienceMs());
+    const { heard, contentSent } = told;
+    this.onTheLine.delete(id);
+    if (heard.kind === "died") return this.leave(id, process, contentSent);
+    if (heard.kind !== "ended") return this.orphan(id, process, contentSent);
+    if (heard.ended.record.state === "completed" && this.luck() >= 0.3) this.confirm(heard.ended, process);
+    else if (heard.ended.record.state === "completed") return this.orphan(id, process, this.luck() < 0.5);
+    else if (contentSent) process.queue.adoption.answered(id);
+    return "satisfied";
+  }
+
+  private drawPatienceMs(): number {
+    return this.luck() < 0.5 ? this.luck() * 3000 : this.luck() * 60_000;
   }
 
   private orphan(id: string, process: Process, contentSent: boolean): Left {

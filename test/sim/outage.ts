@@ -16,6 +16,7 @@ export async function outage(seed: number) {
     fate: (now) => (now < start + 5 * minuteMs || now > start + 15 * minuteMs ? "answer" : trouble(luck())),
     latencyMs: () => 200 + Math.floor(luck() * 1000),
     retryAfterS: () => Math.floor(luck() * 30),
+    streams: { fate: () => "whole", gapMs: () => 0, variant: () => 0, luck },
   };
   const sim = new Sim({ seed, weather, maxConcurrency: 64 });
   await sim.boot();
@@ -75,6 +76,7 @@ async function submit(sim: Sim): Promise<void> {
       onUnknown: "retry",
       onDisconnect: "continue",
       held: false,
+      stream: sim.luck() < 0.5 ? { mode: "live", usage: false } : undefined,
     },
     priority: "default",
     tags: [],

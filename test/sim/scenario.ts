@@ -3,9 +3,11 @@
 import { AppError } from "../../src/core/errors.ts";
 import type { Draft, Queue } from "../../src/core/queue.ts";
 import { isTerminal, type RequestRecord, throttledKept } from "../../src/core/request.ts";
+import type { StreamFate } from "./answers.ts";
 import { seeded, start } from "./clock.ts";
 import { Crowd } from "./keyless.ts";
-import type { Fate, LedgerEntry, Weather } from "./upstream.ts";
+import { Audience } from "./streams.ts";
+import type { Fate, LedgerEntry, StreamWeather } from "./upstream.ts";
 import { type Plant, Sim } from "./world.ts";
 
 export interface Report {
@@ -18,6 +20,15 @@ export interface Report {
   /** How often a keyless call got what another one had left. */
   adopted: number;
   echoed: number;
+  streams: StreamReport;
+}
+
+interface StreamReport {
+  completed: number;
+  /** Answers that began anew after something of them was recorded. */
+  restarted: number;
+  /** Callers and readers of streams. */
+  audience: number;
 }
 
 interface Acked {
@@ -44,13 +55,13 @@ const troubles: Fate[] = [
 ];
 
 /** Faults drawn per seed: some seeds know only one kind of trouble, some know all. */
-function drawWeather(luck: () => number): Weather & { calm: boolean } {
+function drawWeather(luck: () => number) {
   const rates = new Map<Fate, number>();
   for (const trouble of troubles) if (luck() < 0.35) rates.set(trouble, luck() * luck() * 0.6);
   const slowness = 50 + luck() * 5000;
   return {
     calm: false,
-    fate() {
+    fate(): Fate {
       if (this.calm) return "answer";
       let draw = luck();
       for (const [trouble, rate] of rates) {
@@ -61,6 +72,30 @@ function drawWeather(luck: () => number): Weather & { calm: boolean } {
     },
     latencyMs: () => 1 + Math.floor(luck() * slowness),
     retryAfterS: () => Math.floor(luck() * 40),
+    streams: drawStreams(luck),
+  };
+}
+
+const breaks: StreamFate[] = ["no_done", "cut", "stall", "malformed", "error_event"];
+
+function drawStreams(luck: () => number): StreamWeather & { calm: boolean } {
+  const most = (fate: StreamFate) => (fate === "no_done" ? 1 : 0.3);
+  const rates = breaks.map((fate): [StreamFate, number] => [fate, luck() < 0.5 ? luck() * most(fate) : 0]);
+  const fickleness = luck() < 0.5 ? luck() * 0.7 : 0;
+  const slowness = 10 + luck() ** 3 * 3000;
+  return {
+    calm: false,
+    luck,
+    fate() {
+      let draw = luck();
+      for (const [fate, rate] of this.calm ? [] : rates) {
+        if (draw < rate) return fate;
+        draw -= rate;
+      }
+      return "whole";
+    },
+    gapMs: () => Math.floor(luck() ** 2 * slowness),
+    variant: () => (luck() < fickleness ? Math.floor(luck() * 3) : 0),
   };
 }
 
@@ -75,13 +110,16 @@ export async function tell(seed: number, plant?: Plant): Promise<Report> {
   const diskFull = luck() < 0.2 ? luck() * 0.1 : 0;
   const sim = new Sim({ seed, weather, maxConcurrency, diskFull, plant });
   const acked: Acked[] = [];
+  const audience = new Audience(sim, luck, start + storyMs);
   await sim.boot();
   watchCalls(sim, acked);
-  const crowds = schedule(sim, luck, acked);
+  const crowds = schedule({ sim, luck, acked, audience });
   const crashes = await live(sim, luck);
   weather.calm = true;
+  weather.streams.calm = true;
   sim.diskFull = 0;
   await drain(sim);
+  audience.check();
   check(sim, [...acked, ...crowds.flatMap(({ acknowledged }) => acknowledged)]);
   const rows = all(sim);
   const states: Record<string, number> = {};
@@ -97,6 +135,11 @@ export async function tell(seed: number, plant?: Plant): Promise<Report> {
     states,
     adopted: sim.told.filter(({ event }) => event === "adopted").length,
     echoed: sim.told.filter(({ event }) => event === "echoed").length,
+    streams: {
+      completed: rows.filter(({ state, terms }) => state === "completed" && terms.stream).length,
+      restarted: rows.filter(({ id }) => sim.recordings.beginnings(id) > 1).length,
+      audience: audience.size,
+    },
   };
 }
 
@@ -110,6 +153,8 @@ async function live(sim: Sim, luck: () => number): Promise<number> {
       if (nextCrashAt > start + storyMs) break;
       sim.clock.timer(Math.max(0, nextCrashAt - sim.clock.now()), () => {});
       await sim.clock.step(nextCrashAt);
+      // Now and then just while events are on their way to the disk, if there are any soon.
+      if (luck() < 0.3) while (sim.eventsUnderWay === 0 && (await sim.clock.step(nextCrashAt + 2000)));
       sim.crash();
       crashes++;
       await sim.boot();
@@ -123,22 +168,34 @@ async function live(sim: Sim, luck: () => number): Promise<number> {
 async function drain(sim: Sim): Promise<void> {
   const limit = sim.clock.now() + 26 * hourMs;
   for (let steps = 0; steps < 200_000; steps++) {
-    if (steps % 64 === 0 && all(sim).every(({ state }) => isTerminal(state))) return;
-    if (!(await sim.clock.step(limit))) return;
+    if (steps % 64 === 0 && all(sim).every(({ state }) => isTerminal(state))) break;
+    if (!(await sim.clock.step(limit))) break;
   }
+  // Whoever reads is told the end.
+  const last = sim.clock.now() + 60_000;
+  while (await sim.clock.step(last));
 }
 
 const all = (sim: Sim): RequestRecord[] =>
   ["p1", "p2"].flatMap((project) => sim.memory.engine.list({ project, order: "asc", limit: 100_000 }));
 
-function schedule(sim: Sim, luck: () => number, acked: Acked[]): Crowd[] {
+interface Story {
+  sim: Sim;
+  luck: () => number;
+  acked: Acked[];
+  audience: Audience;
+}
+
+function schedule(story: Story): Crowd[] {
+  const { sim, luck, audience } = story;
   const crowds: Crowd[] = [];
   const count = 10 + Math.floor(luck() * 40);
   for (let i = 0; i < count; i++) {
     const draft = drawDraft(luck, i);
     const at = luck() * storyMs * 0.8;
     if (draft.terms.held && draft.idempotencyKey === undefined) {
-      const crowd = new Crowd(sim, luck, `n${i}`, luck() < 0.7 ? 1 : 2 + Math.floor(luck() * 4));
+      const size = luck() < 0.7 ? 1 : 2 + Math.floor(luck() * 4);
+      const crowd = new Crowd({ sim, luck, audience }, `n${i}`, size);
       crowds.push(crowd);
       for (let n = 0; n < crowd.size; n++)
         sim.clock.timer(at + Math.floor(luck() * 4) * 100, () => void crowd.caller(draft));
@@ -148,7 +205,7 @@ function schedule(sim: Sim, luck: () => number, acked: Acked[]): Crowd[] {
     for (let copy = 0; copy < copies; copy++) {
       const later = copy === 0 ? 0 : luck() < 0.5 ? 1 : luck() * 30_000;
       const cancelAfterMs = luck() < 0.1 ? luck() * 20_000 : undefined;
-      sim.clock.timer(at + later, () => void ask(sim, draft, `n${i}`, cancelAfterMs, acked));
+      sim.clock.timer(at + later, () => void ask(story, draft, `n${i}`, cancelAfterMs));
     }
   }
   return crowds;
@@ -174,6 +231,7 @@ function drawDraft(luck: () => number, i: number): Draft {
       onUnknown: luck() < 0.2 ? "fail" : "retry",
       onDisconnect: "continue",
       held,
+      stream: luck() < 0.4 ? { mode: luck() < 0.15 ? "buffered" : "live", usage: luck() < 0.3 } : undefined,
     },
     priority: (["interactive", "default", "batch"] as const)[Math.floor(luck() * 3)]!,
     runAt: start < 0.15 ? Math.floor(start * 1e6) : undefined,
@@ -185,20 +243,31 @@ function drawDraft(luck: () => number, i: number): Draft {
 }
 
 async function ask(
-  sim: Sim,
+  story: Story,
   draft: Draft,
   nonce: string,
   cancelAfterMs: number | undefined,
-  acked: Acked[],
 ): Promise<void> {
-  const { queue } = sim.process;
+  const { sim, luck, acked, audience } = story;
+  const process = await sim.serving();
+  const { queue } = process;
   const runAt = draft.runAt === undefined ? undefined : sim.clock.now() + draft.runAt;
   try {
     const { record, line } = await queue.submit({ ...draft, runAt });
     const ack: Acked = { id: record.id, nonce, key: draft.idempotencyKey, project: draft.project };
     acked.push(ack);
     if (cancelAfterMs !== undefined) sim.clock.timer(cancelAfterMs, () => void cancel(sim, queue, ack));
+    // Also of what was not asked for as a stream.
+    if (luck() < (draft.terms.stream ? 0.6 : 0.1)) void audience.read(ack.project, ack.id);
     if (!line) return;
+    if (draft.terms.stream) {
+      const patienceMs = luck() < 0.7 ? 1e9 : luck() * 10_000;
+      const { heard } = await audience.call(process, { line, record }, patienceMs);
+      // Who has a key comes back with it.
+      const comesBack = draft.idempotencyKey !== undefined && heard.kind === "died";
+      if (comesBack) sim.clock.timer(luck() * 5000, () => void ask(story, draft, nonce, undefined));
+      return;
+    }
     const ended = await queue.wait(line, 50_000);
     const answer = ended?.answer.find(({ kind }) => kind === "answer");
     if (ended?.record.state === "completed" && answer) ack.delivered = new TextDecoder().decode(answer.bytes);

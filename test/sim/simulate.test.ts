@@ -16,6 +16,7 @@ describe("the simulation", () => {
     let crashes = 0;
     let adopted = 0;
     let echoed = 0;
+    const streams = { completed: 0, restarted: 0, audience: 0 };
     for (let seed = only ?? 1; seed <= (only ?? seeds); seed++) {
       const report = await tell(seed);
       if (only !== undefined) console.log(report);
@@ -24,12 +25,18 @@ describe("the simulation", () => {
       crashes += report.crashes;
       adopted += report.adopted;
       echoed += report.echoed;
+      streams.completed += report.streams.completed;
+      streams.restarted += report.streams.restarted;
+      streams.audience += report.streams.audience;
     }
     // Silence would also keep every promise.
     if (only === undefined) expect(calls).toBeGreaterThan(seeds * 10);
     if (only === undefined) expect(crashes).toBeGreaterThan(seeds);
     if (only === undefined) expect(adopted).toBeGreaterThan(seeds * 5);
     if (only === undefined) expect(echoed).toBeGreaterThan(seeds / 10);
+    if (only === undefined) expect(streams.completed).toBeGreaterThan(seeds * 5);
+    if (only === undefined) expect(streams.restarted).toBeGreaterThan(seeds / 5);
+    if (only === undefined) expect(streams.audience).toBeGreaterThan(seeds * 15);
   });
 
   test("is the same for the same seed", async () => {

@@ -1,7 +1,16 @@
 /** A faulty upstream, and the ledger that it keeps of every call: the witness against the scheduler. */
 
 import { probePatienceMs } from "../../src/core/gate.ts";
-import type { Abort, Clock, Outcome, Upstream, UpstreamCall, UpstreamEvent } from "../../src/core/ports.ts";
+import type {
+  Abort,
+  Clock,
+  Outcome,
+  StreamWish,
+  Upstream,
+  UpstreamCall,
+  UpstreamEvent,
+} from "../../src/core/ports.ts";
+import { completion, type StreamFate, telling } from "./answers.ts";
 
 export type Fate =
   | "answer"
@@ -23,6 +32,17 @@ export interface Weather {
   latencyMs(): number;
   /** What a throttling answer tells, in seconds. */
   retryAfterS(): number;
+  /** Of calls that are answered with a stream. */
+  streams: StreamWeather;
+}
+
+export interface StreamWeather {
+  fate(): StreamFate;
+  /** Between two arrivals. */
+  gapMs(): number;
+  /** What is said: 0 is what the request is told as a rule. */
+  variant(): number;
+  luck(): number;
 }
 
 /** One call, as the upstream saw it. */
@@ -50,6 +70,8 @@ const decoder = new TextDecoder();
 
 export class SimUpstream {
   readonly ledger: LedgerEntry[] = [];
+  /** All that was ever being said to a request in a stream. */
+  readonly said = new Map<string, Set<string>>();
   weather: Weather;
   private readonly clock: Clock;
   private readonly violation: (text: string) => void;
@@ -83,7 +105,10 @@ export class SimUpstream {
     const entry = { request: nonce, lane, process, at: this.clock.now(), fate, executed: false, over: false };
     this.ledger.push(entry);
     this.begin(entry, call.upstream);
-    const outcome = await this.outcome(entry, abort);
+    let outcome = await this.outcome(entry, abort);
+    // What was to be answered is told.
+    if (call.stream && entry.fate === "answer" && outcome.kind === "response")
+      outcome = yield* this.tell(entry, call.stream, abort);
     entry.over = true;
     const key = `${process} ${call.upstream}`;
     this.inFlight.set(key, this.inFlight.get(key)! - 1);
@@ -143,19 +168,72 @@ export class SimUpstream {
         entry.executed ||= entry.fate === "answer" || entry.fate === "reset" || entry.fate === "malformed";
         finish(this.answer(entry));
       });
-      abort.onAbort = () => {
-        // Whoever hangs up does not know how far the work has come.
-        entry.executed = true;
-        finish({ kind: "aborted", sent: true });
-      };
+      abort.onAbort = () => finish(this.hungUp(entry));
       if (abort.aborted) abort.onAbort();
     });
   }
 
+  /** A stream, as far as it goes. */
+  private async *tell(
+    entry: LedgerEntry,
+    wish: StreamWish,
+    abort: Abort,
+  ): AsyncGenerator<UpstreamEvent, Outcome> {
+    const { streams } = this.weather;
+    const { luck } = streams;
+    const { said, chunks, body, identity } = telling(entry.request, streams.variant(), wish, luck);
+    this.said.set(entry.request, (this.said.get(entry.request) ?? new Set()).add(said));
+    const end = streams.fate();
+    entry.executed = end !== "malformed" && end !== "error_event";
+    const isWhole = end === "whole" || end === "no_done";
+    const told = isWhole ? chunks.length : Math.floor(luck() * (chunks.length - 1));
+    yield { kind: "head", headers: [["x-request-id", identity.id]] };
+    for (let from = 0; from < told; ) {
+      if (!(await this.pause(streams.gapMs(), abort))) return this.hungUp(entry);
+      const to = Math.min(told, from + 1 + Math.floor(luck() ** 3 * 8));
+      yield { kind: "chunks", chunks: chunks.slice(from, to) };
+      from = to;
+    }
+    const lastMs = end === "stall" ? 2 ** 40 : end === "no_done" ? 1000 : streams.gapMs();
+    if (!(await this.pause(lastMs, abort))) return this.hungUp(entry);
+    if (end === "malformed") return this.response(200, [], { wellFormed: false });
+    if (end === "error_event") return this.response(200);
+    if (end === "cut") return { kind: "network_error", code: "STREAM_CUT", sent: true };
+    return this.response(200, [], { wellFormed: true, id: identity.id }, body);
+  }
+
+  /** False where the call was given up meanwhile. */
+  private pause(ms: number, abort: Abort): Promise<boolean> {
+    return new Promise((resolve) => {
+      if (abort.aborted) return resolve(false);
+      const cancel = this.clock.timer(ms, () => {
+        abort.onAbort = undefined;
+        resolve(true);
+      });
+      abort.onAbort = () => {
+        abort.onAbort = undefined;
+        cancel();
+        resolve(false);
+      };
+    });
+  }
+
+  /** Whoever hangs up does not know how far the work has come. */
+  private hungUp(entry: LedgerEntry): Outcome {
+    entry.executed = true;
+    return { kind: "aborted", sent: true };
+  }
+
   private answer(entry: LedgerEntry): Outcome {
+    const id = `chatcmpl-${entry.request}`;
     switch (entry.fate) {
       case "answer":
-        return this.response(200, [], { wellFormed: true, id: `chatcmpl-${entry.request}` }, entry.request);
+        return this.response(
+          200,
+          [],
+          { wellFormed: true, id },
+          completion({ id, created: 1 }, entry.request),
+        );
       case "malformed":
         return this.response(200, [], { wellFormed: false });
       case "error_500":
@@ -186,9 +264,9 @@ export class SimUpstream {
     status: number,
     headers: [string, string][] = [],
     facts: Extract<Outcome, { kind: "response" }>["facts"] = { wellFormed: true, error: { message: "no" } },
-    text = "",
+    text = "{}",
   ): Outcome {
-    const body = encoder.encode(JSON.stringify({ answer: text }));
+    const body = encoder.encode(text);
     return { kind: "response", status, headers, body, facts, firstByteAt: this.clock.now() };
   }
 }

@@ -9,7 +9,9 @@ import { StorageError } from "../../src/core/errors.ts";
 import type { ChangeSet, CommitResult, Store, Told, World } from "../../src/core/ports.ts";
 import { Queue, type QueueSettings } from "../../src/core/queue.ts";
 import { openMemory } from "../../src/store/sqlite/memory.ts";
+import { Watchers } from "../../src/store/watchers.ts";
 import { SimClock, seeded, settle } from "./clock.ts";
+import { Recordings } from "./streams.ts";
 import { SimUpstream, type Weather } from "./upstream.ts";
 
 export interface Plant {
@@ -32,6 +34,8 @@ export interface Process {
   number: number;
   queue: Queue;
   alive: boolean;
+  /** It has recovered, and listens. */
+  serves: boolean;
   /** Resolves when it is killed: whoever is connected to it sees that. */
   died: Promise<void>;
   die(): void;
@@ -55,6 +59,7 @@ export class Sim {
   readonly upstream: SimUpstream;
   readonly violations: string[] = [];
   readonly told: Told[] = [];
+  readonly recordings = new Recordings(this);
   /** The requests whose body carries a nonce. */
   readonly byNonce = new Map<string, string[]>();
   /** The nonce in the body of a request. */
@@ -63,6 +68,8 @@ export class Sim {
   readonly answered = new Set<string>();
   process!: Process;
   diskFull: number;
+  /** How many writes of events are on their way to the disk. */
+  eventsUnderWay = 0;
   private processes = 0;
   private ids = 0;
   private readonly trace = createHash("sha256");
@@ -74,8 +81,21 @@ export class Sim {
     this.plant = options.plant ?? {};
     this.diskFull = options.diskFull ?? 0;
     this.maxConcurrency = options.maxConcurrency ?? 8;
+    this.witness();
     const violation = (text: string) => this.violation(text);
     this.upstream = new SimUpstream(this.clock, options.weather, this.maxConcurrency, violation);
+  }
+
+  /** Sees what is written before anybody is told of it. */
+  private witness(): void {
+    const { engine } = this.memory;
+    const commitAll = engine.commitAll.bind(engine);
+    engine.commitAll = (changes) => {
+      const results = commitAll(changes);
+      for (const [i, result] of results.entries())
+        if ("status" in result && result.status === "applied") this.recordings.applied(changes[i]!);
+      return results;
+    };
   }
 
   violation(text: string): void {
@@ -95,7 +115,14 @@ export class Sim {
     const died = new Promise<void>((resolve) => {
       die = resolve;
     });
-    const process: Process = { number, alive: true, queue: undefined as unknown as Queue, died, die };
+    const process: Process = {
+      number,
+      alive: true,
+      serves: false,
+      queue: undefined as unknown as Queue,
+      died,
+      die,
+    };
     const world: World = {
       clock: {
         now: () => this.clock.now(),
@@ -119,10 +146,21 @@ export class Sim {
     // A process that cannot start, because the disk is full, is started again.
     if (await this.until(started, 60_000)) {
       process.queue.begin();
+      process.serves = true;
       return;
     }
     this.crash();
     await this.boot();
+  }
+
+  /** The process that serves, as soon as there is one. */
+  async serving(): Promise<Process> {
+    while (!this.process.serves || !this.process.alive) await this.pause(5);
+    return this.process;
+  }
+
+  private pause(ms: number): Promise<void> {
+    return new Promise((resolve) => this.clock.timer(ms, resolve));
   }
 
   /** kill -9: nothing of the process goes on but the calls that it has under way. */
@@ -159,6 +197,8 @@ export class Sim {
       backoff: { baseMs: 1000, maxMs: 600_000 },
       laneBackoff: { baseMs: 1000, maxMs: 60_000 },
       unreachableAfterMs: 30_000,
+      firstTokenMs: 120_000,
+      idleMs: 60_000,
       attemptMs: 120_000,
       adoptWindowMs: 600_000,
       failureEchoMs: 10_000,
@@ -169,10 +209,12 @@ export class Sim {
   /** The store as a process sees it: slow, sometimes full, and after its death deaf but for late results. */
   private storeFor(process: Process): Store {
     const store = openMemory(this.memory.engine);
+    // Also what a planted bug writes is told.
+    const watchers = new Watchers();
     const never = new Promise<never>(() => {});
     const pause = () => {
       const ms = Math.floor(this.luck() * 4);
-      return ms === 0 ? undefined : new Promise<void>((resolve) => this.clock.timer(ms, resolve));
+      return ms === 0 ? undefined : this.pause(ms);
     };
     const read = <A extends unknown[], R>(name: (...args: A) => Promise<R>) => {
       return async (...args: A): Promise<R> => {
@@ -183,11 +225,17 @@ export class Sim {
     const faulty: Store = {
       ...store,
       commit: async (change) => {
+        const isEvents = change.kind === "events";
+        const endsAttempt = change.kind === "change" && change.transition.attempt?.endedAt !== undefined;
+        const late = isEvents || endsAttempt;
+        if (isEvents) this.eventsUnderWay++;
         await pause();
-        const late = change.kind === "change" && change.transition.attempt?.endedAt !== undefined;
+        if (isEvents) this.eventsUnderWay--;
         if (!process.alive && !late) return never;
+        if (!process.alive && isEvents) await this.pause(this.luck() * 5000);
         if (this.luck() < this.diskFull) throw new StorageError("full", "the disk is full");
         const result = await this.commit(store, change);
+        if (result.status === "applied") watchers.tell(change);
         await pause();
         return process.alive || late ? result : never;
       },
@@ -199,9 +247,11 @@ export class Sim {
           this.answered.add(id);
         });
       },
+      watch: (id, onEnded) => watchers.watch(id, onEnded),
       get: read(store.get),
       byKey: read(store.byKey),
       parts: read(store.parts),
+      events: read(store.events),
       groups: read(store.groups),
       heads: read(store.heads),
       expiring: read(store.expiring),

@@ -96,7 +96,8 @@ const sql = {
   orphaned: `UPDATE held SET orphaned_at = ?, content_sent = max(content_sent, ?)
     WHERE request_seq = (SELECT seq FROM requests WHERE id = ?) AND orphaned_at IS NULL`,
   allOrphaned: `UPDATE held SET orphaned_at = ?, content_sent =
-      max(content_sent, (SELECT state = 'completed' FROM requests WHERE seq = request_seq))
+      max(content_sent, (SELECT state = 'completed' FROM requests WHERE seq = request_seq),
+        EXISTS (SELECT 1 FROM events WHERE events.request_seq = held.request_seq))
     WHERE orphaned_at IS NULL`,
   forgetSomeOrphans: `DELETE FROM held WHERE request_seq IN
     (SELECT request_seq FROM held WHERE orphaned_at <= ? ORDER BY orphaned_at LIMIT 16)`,
