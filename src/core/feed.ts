@@ -26,7 +26,7 @@ export interface FeedSource {
 }
 
 /** Events are this long in memory alone, and with their commit less than 100 ms. */
-const recordEveryMs = 60;
+const recordEveryMs = 75;
 /** Where the disk is slower than the answer, the answer waits. */
 const tailMaxBytes = 1024 * 1024;
 const loadBytes = 256 * 1024;

@@ -161,6 +161,18 @@ describe("a live stream", () => {
     expect(await resultOf(caller.requestId)).toMatchObject(saying("Hello"));
   });
 
+  it("names who answers also where that is told plainly, and by a second attempt", async () => {
+    const { fakes } = await start({
+      upstreams: ["one", "two"],
+      tables: '[routes]\n"gpt-test" = ["one", "two"]',
+    });
+    fakes.one!.script(fail(500));
+    const caller = await listenToEnd();
+    expect([caller.text, caller.isDone]).toEqual(["ok", true]);
+    const names = ["outlast-attempts", "outlast-upstream"];
+    expect(names.map((name) => caller.headers.get(name))).toEqual(["2", "two"]);
+  });
+
   it("is whole without the upstream's [DONE]", async () => {
     const { fake } = await start();
     fake.script(stream(whole(["Hello"]), { done: false }));
@@ -287,6 +299,23 @@ describe("a slow reader", () => {
     expect(Buffer.concat(got).equals(Buffer.from(wire(...all, "[DONE]")))).toBe(true);
     expect(mostBuffered).toBeLessThan(3 * 1024 * 1024);
   });
+});
+
+it("who reads slowly what has ended reads it to its end, also from a server that stops", async () => {
+  const { fake, ear } = await start();
+  const all = whole(Array.from({ length: 400 }, (_, i) => `${i}:${"x".repeat(32 * 1024)}`));
+  fake.script(stream(all));
+  const incoming = await unread(streamed);
+  await ear.event("ended", ({ state }) => state === "completed");
+  const stopped = outlast.stop();
+  // When it listens no more, all others have been told that it stops.
+  while (await outlast.fetch("/readyz").then(Boolean, () => false));
+  const got: Buffer[] = [];
+  for await (const part of incoming) got.push(part as Buffer);
+  expect(incoming.complete).toBe(true);
+  // Not by toBe, which would print 13 MB.
+  expect(Buffer.concat(got).equals(Buffer.from(wire(...all, "[DONE]")))).toBe(true);
+  await stopped;
 });
 
 /** A call whose reply's body nobody reads until it is iterated over. */
@@ -427,6 +456,22 @@ describe("an idempotency key", () => {
     expect(fake.seen).toHaveLength(1);
   });
 
+  it("of a plain answer that is no completion gives it as it is", async () => {
+    const { fake } = await start();
+    const odd = '{"detail": "not of this world"}';
+    fake.script(answer({ body: odd }));
+    const first = await plain(hello, key);
+    expect([first.status, await first.text()]).toEqual([200, odd]);
+    const again = await ask(streamed, key);
+    const stream = await outlast.fetch(`/v1/requests/${first.headers.get("outlast-request-id")}/stream`);
+    for (const reply of [again, stream]) {
+      expect([reply.status, await reply.text()]).toEqual([200, odd]);
+      expect(reply.headers.get("content-type")).toBe("application/json");
+    }
+    expect(again.headers.get("idempotent-replayed")).toBe("true");
+    expect(fake.seen).toHaveLength(1);
+  });
+
   it("joins a stream while it runs: from its start, live, and plainly", async () => {
     const { fake } = await start();
     const faucet = new Faucet();
@@ -517,6 +562,7 @@ describe("a stream that fails before its first content", () => {
     ["a first chunk that is no JSON", stream(['{"id":'])],
     ["an error object", stream([JSON.stringify({ error: { message: "Oops", type: "server_error" } })])],
     ["nothing but [DONE]", stream([])],
+    ["JSON that is no answer", answer({ body: { detail: "overloaded" } })],
     ["a page instead of events", answer({ body: "<h1>Hi</h1>", headers: { "content-type": "text/html" } })],
   ];
   it.each(faults)("(%s) is tried again, and nobody notices", async (_name, step) => {
@@ -618,6 +664,23 @@ describe("a silent stream", () => {
       request_id: caller.requestId,
     });
     expect([caller.events.length, caller.isDone]).toEqual([1, false]);
+  });
+
+  it("that a stop ends behind its comments has said nothing: whoever asks again after it adopts it", async () => {
+    const options = { toml: '[stream]\nheartbeat = "50ms"', env: { ...quick, OUTLAST_DRAIN_TIMEOUT: "0" } };
+    const { fake, fakes, dir, stop } = await start(options);
+    const faucet = new Faucet("hang");
+    fake.script(faucet.step);
+    const caller = await listen();
+    await caller.until(({ comments }) => comments.length > 0);
+    await Promise.all([stop(), caller.end()]);
+    expect(caller.error).toMatchObject({ code: "shutting_down", request_id: caller.requestId });
+    expect([caller.chunks, caller.isDone]).toEqual([[], false]);
+    fake.otherwise(stream(whole(["Hello"])));
+    await start({ ...options, dir, upstreams: fakes });
+    const again = await listenToEnd();
+    expect([again.requestId, again.text, again.isDone]).toEqual([caller.requestId, "Hello", true]);
+    expect(fake.seen).toHaveLength(2);
   });
 
   it("that fails before its headers is told as HTTP, however late", async () => {
@@ -741,6 +804,24 @@ describe("a buffered stream", () => {
     expect(dataOf(caller)).toEqual([...whole(["Hello"]), "[DONE]"]);
     expect(caller.headers.get("outlast-attempts")).toBe("2");
     expect(await resultOf(caller.requestId)).toMatchObject(saying("Hello"));
+  });
+
+  it("that joins a live one by its key says nothing before the answer is whole", async () => {
+    const { fake } = await start();
+    const faucet = new Faucet("cut");
+    fake.script(faucet.step, stream(whole(["Another"])));
+    faucet.say(...begun(["a", "b"]));
+    const live = await listen(streamed, key);
+    await live.until(({ text }) => text === "ab");
+    const joining = listenToEnd(buffered, key);
+    for (let i = 0; i < 3; i++) await outlast.fetch("/healthz");
+    faucet.end();
+    const joiner = await joining;
+    expect(dataOf(joiner)).toEqual([...whole(["Another"]), "[DONE]"]);
+    expect(joiner.ended).toBe("clean");
+    expect((await live.end()).error?.code).toBe("stream_interrupted");
+    expect(joiner.requestId).toBe(live.requestId);
+    expect(fake.seen).toHaveLength(2);
   });
 
   it("whose attempts are used up is an error with its HTTP status, although content came", async () => {

@@ -109,6 +109,14 @@ describe("readChunk", () => {
     expect(isUsageOnly({ ...delta({}, "stop"), usage })).toBe(false);
   });
 
+  it("tells an end from everything else", () => {
+    const isEnd = (json: Json) => readChunk(JSON.stringify(json))!.isEnd;
+    for (const end of ["stop", "length"]) expect(isEnd(delta({ content: "x" }, end))).toBe(true);
+    for (const none of [null, ""]) expect(isEnd(delta({ content: "x" }, none as null))).toBe(false);
+    expect(isEnd(chunkOf([{ index: 0, delta: { content: '"finish_reason":"stop"' } }]))).toBe(false);
+    expect(isEnd(chunkOf([{ index: 0 }, { index: 1, finish_reason: "stop" }]))).toBe(true);
+  });
+
   it("copes with any JSON", () => {
     fc.assert(
       fc.property(fc.jsonValue(), fc.jsonValue(), (one, other) => {
@@ -319,6 +327,20 @@ describe("an assembly", () => {
     expect(assembled([...start, delta({}, "stop"), delta({ content: "b" }, "stop", 1)], 2).finished).toBe(
       true,
     );
+  });
+
+  it("is not finished by an end behind which it goes on: some upstreams give every chunk one", () => {
+    const [one, two] = [delta({ content: "a" }, "stop"), delta({ content: "b" }, "stop")];
+    const call = delta({ tool_calls: [{ index: 0, id: "call", function: { name: "f" } }] }, "stop");
+    expect(assembled([one]).finished).toBe(true);
+    expect(assembled([one, delta({ role: "assistant", content: "" }, "stop")]).finished).toBe(true);
+    expect(assembled([one, chunkOf([], { usage: {} })]).finished).toBe(true);
+    expect(assembled([one, two]).finished).toBe(false);
+    expect(assembled([one, delta({ content: "b" })]).finished).toBe(false);
+    expect(assembled([one, call]).finished).toBe(false);
+    expect(assembled([one, two, delta({}, "stop")]).finished).toBe(false);
+    expect(assembled([one, delta({ content: "b" }, "stop", 1)], 2).finished).toBe(true);
+    expect(completion(one, two).choices[0].message.content).toBe("ab");
   });
 
   it("calls itself what it is told", () => {

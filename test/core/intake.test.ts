@@ -2,16 +2,28 @@
 
 import fc from "fast-check";
 import { expect, test } from "vitest";
+import { type AttemptSettings, Attempts } from "../../src/core/attempts.ts";
 import { readChunk } from "../../src/core/chunk.ts";
+import { StorageError } from "../../src/core/errors.ts";
 import { type Feed, Feeds, linesOf } from "../../src/core/feed.ts";
 import { Intake } from "../../src/core/intake.ts";
+import { Lanes } from "../../src/core/lanes.ts";
 import { Line } from "../../src/core/line.ts";
-import type { Chunk, World } from "../../src/core/ports.ts";
+import type { Chunk, Upstream, World } from "../../src/core/ports.ts";
 import { type StreamEnd, StreamReader, type StreamSink } from "../../src/core/reader.ts";
 import { isTerminal, type RequestRecord, transition } from "../../src/core/request.ts";
 import { beginning, cursorText, type StreamCursor } from "../../src/core/stream-cursor.ts";
 import { type MemoryStore, openMemory } from "../../src/store/sqlite/memory.ts";
-import { aRecord, someTerms } from "../support/builders.ts";
+import {
+  aRecord,
+  fails,
+  isCancelled,
+  isRevived,
+  type Move,
+  someTerms,
+  starts,
+  walk,
+} from "../support/builders.ts";
 import { HandClock } from "../support/clock.ts";
 import { contentOf, roleChunk, stopChunk, textChunk } from "../support/live-streams.ts";
 
@@ -153,6 +165,16 @@ class Stage {
     const { status } = await store.commit({ kind: "change", transition: moved, events });
     done(status === "applied");
     await settled();
+  }
+
+  /** Steps that say nothing of the stream, by whose hand ever; the record behind them. */
+  async walk(from: RequestRecord, ...moves: Move[]): Promise<RequestRecord> {
+    const taken = walk(from, ...moves);
+    for (const transition of taken) {
+      const dropAnswer = transition.record.round > transition.expect.round;
+      await store.commit({ kind: "change", transition, dropAnswer });
+    }
+    return taken.at(-1)!.record;
   }
 
   async onDisk(): Promise<string[]> {
@@ -443,4 +465,87 @@ test("who has read what began anew is told so, even if the record was read befor
   new StreamReader(store, line, undefined, from, sink).start();
   await settled();
   expect([sink.data, sink.how?.kind]).toEqual([[], "restarted"]);
+});
+
+test("what a cancellation came too early for is not told to readers of the disk, where it never comes", async () => {
+  const stage = new Stage();
+  await stage.open();
+  const [live, committed] = [await stage.read(beginning, false), await stage.read(beginning, true)];
+  const intake = stage.attempt();
+  for (const data of answerOf(["a", "b"]).slice(0, -1)) intake.take([asChunk(data)]);
+  await stage.record75ms();
+  intake.take([asChunk(textChunk("c"))]);
+  await stage.walk(stage.record, isCancelled());
+  await settled();
+  expect([live.text, live.how?.kind]).toEqual(["abc", "ended"]);
+  expect([committed.text, committed.how?.kind]).toEqual(["ab", "ended"]);
+  expect(committed.data).toEqual(await stage.onDisk());
+});
+
+test("who reads slowly what failed has nothing of the round that its key begins meanwhile", async () => {
+  const stage = new Stage();
+  await stage.open();
+  const intake = stage.attempt();
+  for (const letter of ["a", "b", "c"]) {
+    intake.take([asChunk(textChunk(letter.repeat(200_000)))]);
+    await stage.record75ms();
+  }
+  const failed = await stage.walk(stage.record, fails());
+  const slow = await stage.begin(beginning, true);
+  slow.room = 1;
+  await settled();
+  const read = slow.data.length;
+  expect([read > 0 && read < 3, slow.how]).toEqual([true, undefined]);
+  const revived = await stage.walk(failed, isRevived(stage.record.terms), starts(owner));
+  const fresh = ["x", "y", "z"].map((letter) => textChunk(letter.repeat(10)));
+  const { id, state, attempt, round, forks } = revived;
+  const events = { after: 0, bytes: Buffer.from(fresh.join("\n")), anew: true };
+  await store.commit({ kind: "events", id, expect: { state, attempt, round, owner }, forks, events });
+  expect(await stage.onDisk()).toEqual(fresh);
+  slow.room = Number.POSITIVE_INFINITY;
+  slow.reader!.resume();
+  await settled();
+  expect(slow.data).toHaveLength(read);
+  expect(slow.how).toMatchObject({ kind: "ended", ended: { record: { state: "failed", round: 1 } } });
+});
+
+test("an answer that waits for room on a full disk does not hold up a stop", async () => {
+  const stage = new Stage();
+  await stage.open();
+  const full = () => Promise.reject(new StorageError("full", "The disk is full."));
+  const said: string[] = [];
+  const upstream: Pick<Upstream, "call"> = {
+    // All of it has come before the stop.
+    async *call(_call, abort) {
+      for (const letter of ["a", "b", "c", "d", "e", "f"]) {
+        said.push(letter);
+        yield { kind: "chunks", chunks: [asChunk(textChunk(letter.repeat(300_000)))] };
+      }
+      expect(abort.aborted).toBe(true);
+      yield { kind: "ended", outcome: { kind: "aborted", sent: true } };
+    },
+  };
+  const random = { next: () => 0, id: () => "" };
+  const observer = { tell() {} };
+  const disk = { ...store, commit: full };
+  const world = { ...stage.world, store: disk, upstream: upstream as Upstream, random, observer };
+  const hourMs = 3_600_000;
+  const settings = { attemptMs: hourMs, firstTokenMs: hourMs, idleMs: hourMs } as AttemptSettings;
+  const lanes = new Lanes([{ name: "fake", maxConcurrency: 1 }], { baseMs: 1, maxMs: 1 }, observer);
+  const record = { ...stage.record, deadlineAt: stage.clock.now() + hourMs };
+  const slot = lanes.slot(lanes.get(record.lane)!, stage.clock.now())!;
+  const attempts = new Attempts(world, settings, { lanes, feeds: new Feeds(world) }, () => true);
+  let isOver = false;
+  const content = { head: { method: "POST", path: "/", headers: [] }, body: new Uint8Array(2) };
+  void attempts.run(record, slot, content).finally(() => {
+    isOver = true;
+  });
+  await settled();
+  expect([said.join(""), isOver]).toEqual(["abcd", false]);
+  attempts.shutDown();
+  await settled();
+  expect([said.join(""), isOver]).toEqual(["abcdef", true]);
+  // The next start finds it interrupted.
+  expect(await store.get(record.id)).toMatchObject({ state: "processing", attempt: 1 });
+  expect(await stage.onDisk()).toEqual([]);
 });

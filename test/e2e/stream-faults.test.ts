@@ -122,6 +122,7 @@ describe("before the first content, a fault costs an attempt and nothing else", 
     ],
     ["an error event in words", sse("event: error\ndata: out of memory\n\n"), { verdict: "transient" }],
     ["an error object as JSON", answer({ body: error }), { verdict: "transient", error_code: "overloaded" }],
+    ["JSON that is no completion", answer({ body: '{"detail":"overloaded"}' }), { verdict: "transient" }],
     ["JSON that breaks off", answer({ body: '{"id": "chatc' }), { verdict: "transient", status: 200 }],
   ];
 

@@ -123,6 +123,8 @@ const chunk = (choices: object[], more: object = {}) =>
   });
 const usage = { prompt_tokens: 3, completion_tokens: 2, total_tokens: 5 };
 const usageOnly = chunk([], { usage });
+/** As upstreams say it that give every chunk a finish_reason. */
+const ending = (content: string) => chunk([{ index: 0, delta: { content }, finish_reason: "stop" }]);
 const sse = (text: string | Buffer) => stream([Buffer.from(text)], { done: false });
 const events = (...texts: string[]) => texts.map((text) => `data: ${text}\n\n`).join("");
 
@@ -279,6 +281,32 @@ describe("a whole stream", () => {
     });
   });
 
+  it("may say its last text and its end in one chunk", async () => {
+    const chunks = [...greeting.slice(0, -2), ending(" 👋")];
+    const taken = await called(stream(chunks, { done: false }));
+    expect(data(taken.chunks)).toEqual(chunks);
+    expect(response(taken.outcome).json.choices[0]).toMatchObject({
+      message: { content: "Grüße 👋" },
+      finish_reason: "stop",
+    });
+  });
+
+  it("may have a finish_reason in every chunk: silence behind one with text is not its end", async () => {
+    let goOn = () => {};
+    const waited = new Promise<void>((resolve) => {
+      goOn = resolve;
+    });
+    fake.script(stream([ending("a"), waited, ending("b")]));
+    const iterator = start(open()).events[Symbol.asyncIterator]();
+    expect((await next(iterator))?.kind).toBe("head");
+    expect((await next(iterator))?.kind).toBe("chunks");
+    clock.advance(10_000);
+    goOn();
+    const { chunks, outcome } = await all({ [Symbol.asyncIterator]: () => iterator });
+    expect(textOf(chunks)).toBe("b");
+    expect(response(outcome).json.choices[0].message.content).toBe("ab");
+  });
+
   it("may have several choices, one after the other", async () => {
     const texts = (index: number, ...all: string[]) => [
       ...all.map((content) => chunk([{ index, delta: { role: "assistant", content }, finish_reason: null }])),
@@ -380,17 +408,21 @@ describe("a whole stream", () => {
     greetingIsWhole(await all(start(open()).events));
   });
 
-  it("that is whole but has neither [DONE] nor an end is a success a second later", async () => {
-    fake.script(stream(greeting, { end: "hang" }));
-    const iterator = start(open()).events[Symbol.asyncIterator]();
+  test.each([
+    ["its end", greeting],
+    ["its usage behind an end with text", [...greeting.slice(0, -2), ending(" 👋"), usageOnly]],
+  ])("that is silent behind %s, without [DONE], is a success a second later", async (_, said) => {
+    fake.script(stream(said, { end: "hang" }));
+    const iterator = start(open(), { wish: { usage: true } }).events[Symbol.asyncIterator]();
     const chunks: Chunk[] = [];
-    while (chunks.length < greeting.length) {
+    while (chunks.length < said.length) {
       const event = await next(iterator);
       if (event?.kind === "chunks") chunks.push(...event.chunks);
     }
     clock.advance(1000);
     const { outcome } = await all({ [Symbol.asyncIterator]: () => iterator });
-    greetingIsWhole({ kinds: [], head: undefined, chunks, outcome });
+    expect(data(chunks)).toEqual(said);
+    expect(response(outcome).json.choices[0].message.content).toBe("Grüße 👋");
     await fake.idle();
   });
 });
@@ -407,6 +439,16 @@ describe("a stream that goes wrong", () => {
       "STREAM_CUT",
     ],
     ["is reset", stream(begun, { end: "reset" }), "ECONNRESET"],
+    [
+      "ends cleanly behind chunks of which each has a finish_reason",
+      stream([ending("a"), ending("b")], { done: false }),
+      "STREAM_CUT",
+    ],
+    [
+      "is reset behind chunks of which each has a finish_reason",
+      stream([ending("a"), ending("b")], { end: "reset" }),
+      "ECONNRESET",
+    ],
     [
       "breaks off behind an unfinished piece of its transfer coding",
       raw(
@@ -517,6 +559,13 @@ describe("an answer that is no stream", () => {
       answer({ status: 500, headers: { "content-type": "text/event-stream" }, body: "data: x\n\n" }),
       { kind: "response", status: 500, facts: { wellFormed: false } },
     ],
+    ...["{}", '{"detail":"overloaded"}', '{"choices":[{"text":"a"}]}', "[]", '"text"'].map(
+      (body): [string, Step, object] => [
+        `JSON that is no completion: ${body}`,
+        answer({ body }),
+        { kind: "response", status: 200, facts: { wellFormed: false } },
+      ],
+    ),
     ["a reset", reset(), { kind: "network_error", sent: true }],
     [
       "a connection that closes without an answer",
@@ -590,6 +639,16 @@ describe("usage", () => {
     expect(sent(2)).toBe(plainBody);
     greetingIsWhole(await all(start(upstream).events));
     expect(sent(3)).toBe(plainBody);
+  });
+
+  it("is asked for again where the call without it came to nothing", async () => {
+    const upstream = open();
+    fake.script(fail(400, { message: "Unknown field: stream_options" }), fail(503), stream(greeting));
+    const { outcome } = await all(start(upstream).events);
+    expect(outcome).toMatchObject({ kind: "response", status: 503 });
+    expect(sent(2)).toBe(plainBody);
+    greetingIsWhole(await all(start(upstream).events));
+    expect(sent(3)).toContain("include_usage");
   });
 
   it("is asked for again where what was refused was the caller's own", async () => {

@@ -301,6 +301,19 @@ export function orphanConformance(open: () => Promise<Opened>): void {
       for (const { id } of [failed, cancelled]) expect(await opened.store.get(id)).toBeDefined();
     });
 
+    test("of which a restart finds a part of its stream goes to retries alone", async () => {
+      const [read, unread] = [await processing(), await processing()];
+      const { id, state, attempt, round, owner } = read;
+      const events = { after: 0, bytes: Buffer.from("a\nb"), anew: false };
+      await commit({ kind: "events", id, expect: { state, attempt, round, owner }, forks: [], events });
+      await restart();
+      await allOrphaned(start);
+      const first = { ...anything, isRetry: false };
+      expect(await call(first)).toEqual(adopted(unread));
+      expect(await call(first)).toEqual(applied);
+      expect(await call()).toEqual(adopted(read));
+    });
+
     test("that is too old is forgotten by a restart", async () => {
       const [old, young] = [await processing(), await processing()];
       await orphan(old, start);
