@@ -200,13 +200,23 @@ class Telling implements StreamSink {
   private whole(ended: Ended): void {
     const { cursor, isReplay } = this.reading;
     // A plain answer that is no completion cannot be told as a stream.
-    if (!this.stream.hasBegun && cursor.after === 0) {
+    const isUntold = !this.contentSent && cursor.after === 0;
+    if (isUntold && !this.stream.hasBegun) {
       return this.resolve({ reply: endedReply(ended, isReplay), isFinal: true });
     }
+    if (isUntold) return this.interrupted(ended.record);
     if (!this.stream.hasBegun) this.begin(undefined);
     this.stream.close();
     this.hooks.onWhole();
     this.stream.end(`${this.lateUsage(ended)}data: [DONE]\n\n`);
+    this.resolve();
+  }
+
+  /** Only its headers were sent. */
+  private interrupted({ id }: RequestRecord): void {
+    const message = `The answer cannot be told as a stream. It is at ${pollUrl(id)}.`;
+    this.stream.end(errorEvent(failureOf(new AppError("stream_interrupted", message)), id));
+    this.hooks.onInterrupted(false);
     this.resolve();
   }
 

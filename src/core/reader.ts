@@ -43,6 +43,7 @@ export class StreamReader implements FeedListener {
   private readonly feed: Feed | undefined;
   /** Whether only what is on disk is read. */
   private readonly committedOnly: boolean;
+  private readonly wholeOnly: boolean;
   private readonly cursor: StreamCursor;
   /** To be called when the reader is closed, by whomever. */
   onClose = () => {};
@@ -62,7 +63,7 @@ export class StreamReader implements FeedListener {
     store: Store,
     line: Line,
     feed: Feed | undefined,
-    { cursor, committedOnly, forks }: StreamFrom & { forks: number[] },
+    { cursor, committedOnly, wholeOnly = false, forks }: StreamFrom & { forks: number[] },
     sink: StreamSink,
   ) {
     this.store = store;
@@ -70,6 +71,7 @@ export class StreamReader implements FeedListener {
     this.feed = feed;
     this.sink = sink;
     this.committedOnly = committedOnly;
+    this.wholeOnly = wholeOnly;
     // The record may have been read before its request ended.
     this.forks = feed?.forks ?? line.ended?.record.forks ?? forks;
     this.after = cursor.after;
@@ -127,6 +129,9 @@ export class StreamReader implements FeedListener {
   private pump(): void {
     if (this.isPaused || this.isReading || this.isOver) return;
     const { feed, ended } = this;
+    // What failed never will be whole.
+    if (ended && this.wholeOnly && ended.record.state !== "completed")
+      return this.over({ kind: "ended", ended });
     if (!feed) return void (ended && this.read());
     if (this.after < feed.committed) return void this.read();
     // What the feed has beyond the disk may never get there: somebody else may have ended the request.

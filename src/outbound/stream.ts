@@ -151,7 +151,7 @@ class StreamedAnswer extends PlainAnswer {
 
   /** What is whole is kept, whoever wants no more of it. */
   protected override stop(): void {
-    if (!this.assembly?.finished) return super.stop();
+    if (!this.assembly?.finished || !this.saidLast) return super.stop();
     this.succeed();
     this.hangUp();
   }
@@ -208,10 +208,11 @@ class StreamedAnswer extends PlainAnswer {
     }
     // Pings and the like.
     if (name !== undefined && !("choices" in read.json)) return;
+    const isFirst = this.assembly.isEmpty;
     this.assembly.add(read.json);
     if (read.isContent) this.firstContentAt ??= this.clock.now();
-    // Where an upstream gives every chunk a finish_reason, one with text is not the last word.
-    this.saidLast = read.isUsageOnly || (read.isEnd && read.chars === 0);
+    // Where an upstream gives every chunk a finish_reason, one with text is not the last word, nor is the first one.
+    this.saidLast = read.isUsageOnly || (read.isEnd && read.chars === 0 && !isFirst);
     if (read.isUsageOnly && !this.terms.wish.usage) return;
     const { isContent, isEnd, text, chars } = read;
     this.arrivals.add({ data: this.forCaller(read), isContent, isEnd, text, chars });

@@ -824,6 +824,24 @@ describe("a buffered stream", () => {
     expect(fake.seen).toHaveLength(2);
   });
 
+  it("is an error with its HTTP status where the live one that it shares by its key fails", async () => {
+    const { fake } = await start();
+    const faucet = new Faucet();
+    fake.script(faucet.step);
+    faucet.say(...begun(["a", "b"]));
+    const terms = { outlast: { max_attempts: 1, on_unknown: "fail" } };
+    const live = await listen({ ...streamed, ...terms }, key);
+    await live.until(({ text }) => text === "ab");
+    const joining = ask(buffered, key);
+    for (let i = 0; i < 3; i++) await outlast.fetch("/healthz");
+    faucet.say('{"error":{"message":"No such tool.","code":"bad_tool"}}');
+    const reply = await joining;
+    expect(reply.status).toBeGreaterThanOrEqual(400);
+    expect(await reply.json()).toMatchObject({ error: { code: "bad_tool" } });
+    expect((await live.end()).error?.code).toBe("bad_tool");
+    expect(fake.seen).toHaveLength(1);
+  });
+
   it("whose attempts are used up is an error with its HTTP status, although content came", async () => {
     const { fake } = await start({ env: { ...quick, OUTLAST_DEFAULTS_HELD_MAX_ATTEMPTS: "2" } });
     fake.otherwise(cutShort(begun(["Hel"])));

@@ -467,7 +467,7 @@ test("who has read what began anew is told so, even if the record was read befor
   expect([sink.data, sink.how?.kind]).toEqual([[], "restarted"]);
 });
 
-test("what a cancellation came too early for is not told to readers of the disk, where it never comes", async () => {
+test("what a cancellation overtakes on its way to the disk is not told to readers of the disk", async () => {
   const stage = new Stage();
   await stage.open();
   const [live, committed] = [await stage.read(beginning, false), await stage.read(beginning, true)];

@@ -313,6 +313,19 @@ describe("after content, the answer is begun anew and goes on where it broke off
     expectWhole(again, "something else");
   });
 
+  test("a cut behind chunks that all have a finish_reason: an error, and the whole is fetched", async () => {
+    const outlast = await start();
+    const ending = (content: string) => chunkOf([{ index: 0, delta: { content }, finish_reason: "stop" }]);
+    const chunks = sixty.slice(0, 40).map(ending);
+    outlast.fake.script(stream(chunks, { end: "reset" }), stream(whole(rechunked, second)));
+    const caller = await ask(outlast);
+    const id = caller.requestId;
+    expectBroken(caller, "stream_interrupted", id);
+    const record = await recordOf(outlast, id);
+    expect([record.status, record.attempts, contentOf(record)]).toEqual(["completed", 2, text]);
+    expectWhole(await streamOf(outlast, id));
+  });
+
   const others: [string, string[]][] = [
     ["another answer", whole(tokens(30, "other"), second)],
     ["a shorter answer", whole(sixty.slice(0, 20), second)],

@@ -291,12 +291,15 @@ describe("a whole stream", () => {
     });
   });
 
-  it("may have a finish_reason in every chunk: silence behind one with text is not its end", async () => {
+  test.each([
+    ["with text", "a"],
+    ["that only names a role", ""],
+  ])("may have a finish_reason in every chunk: silence behind one %s is not its end", async (_, first) => {
     let goOn = () => {};
     const waited = new Promise<void>((resolve) => {
       goOn = resolve;
     });
-    fake.script(stream([ending("a"), waited, ending("b")]));
+    fake.script(stream([ending(first), waited, ending("b")]));
     const iterator = start(open()).events[Symbol.asyncIterator]();
     expect((await next(iterator))?.kind).toBe("head");
     expect((await next(iterator))?.kind).toBe("chunks");
@@ -304,7 +307,7 @@ describe("a whole stream", () => {
     goOn();
     const { chunks, outcome } = await all({ [Symbol.asyncIterator]: () => iterator });
     expect(textOf(chunks)).toBe("b");
-    expect(response(outcome).json.choices[0].message.content).toBe("ab");
+    expect(response(outcome).json.choices[0].message.content).toBe(`${first}b`);
   });
 
   it("may have several choices, one after the other", async () => {
@@ -870,6 +873,7 @@ describe("an abort", () => {
     ["behind the head", []],
     ["behind the first chunk", greeting.slice(0, 1)],
     ["between chunks", greeting.slice(0, 2)],
+    ["behind a chunk of those that all have a finish_reason", [ending("a")]],
     ["in the midst of a chunk", [...greeting.slice(0, 2), Buffer.from("data: {")]],
   ])("%s ends the call at once", async (_, chunks) => {
     fake.script(stream(chunks, { end: "hang" }));
