@@ -1,3 +1,4 @@
+import { availableParallelism } from "node:os";
 import { defineConfig } from "vitest/config";
 
 export default defineConfig({
@@ -5,5 +6,7 @@ export default defineConfig({
     include: ["test/**/*.test.ts"],
     testTimeout: 30_000,
     hookTimeout: 30_000,
+    // Tests wait more than they compute: on two cores one worker takes nearly twice as long.
+    maxWorkers: Math.max(2, availableParallelism() - 1),
   },
 });
