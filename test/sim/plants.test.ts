@@ -359,7 +359,9 @@ describe("a planted bug in streams is seen:", () => {
       const { state, attempt, round, owner } = result.current;
       return next({ ...change, expect: { state, attempt, round, owner } });
     };
-    expect(await caught({ commit })).toMatch(/records event \d+ behind event|after its end|fault|another answer than its stream/);
+    expect(await caught({ commit })).toMatch(
+      /records event \d+ behind event|after its end|fault|another answer than its stream/,
+    );
   });
 
   test("events that are written with the end only", async () => {
