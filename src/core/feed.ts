@@ -25,8 +25,9 @@ export interface FeedSource {
   headers: [string, string][];
 }
 
-/** Events are this long in memory alone, and with their commit less than 100 ms. */
-const recordEveryMs = 75;
+/** Events are so long in memory alone; with the looking and the commit it is less than 100 ms. */
+const recordAfterMs = 65;
+const lookEveryMs = 15;
 /** Where the disk is slower than the answer, the answer waits. */
 const tailMaxBytes = 1024 * 1024;
 const loadBytes = 256 * 1024;
@@ -233,7 +234,8 @@ export class Feed {
 export class Feeds {
   private readonly world: World;
   private readonly byId = new Map<string, Feed>();
-  private dirty = new Set<Feed>();
+  /** Since when each has something that is not written, in epoch ms, in the order of time. */
+  private readonly dirtySince = new Map<Feed, number>();
   private armed = false;
 
   constructor(world: World) {
@@ -273,15 +275,22 @@ export class Feeds {
     }
   }
 
+  /** Every stream is written at a time of its own: all at once would hold up who is just being accepted. */
   private record(feed: Feed): void {
-    this.dirty.add(feed);
+    if (!this.dirtySince.has(feed)) this.dirtySince.set(feed, this.world.clock.now());
     if (this.armed) return;
     this.armed = true;
-    this.world.clock.timer(recordEveryMs, () => {
+    this.world.clock.timer(lookEveryMs, () => {
       this.armed = false;
-      const those = this.dirty;
-      this.dirty = new Set();
-      for (const one of those) one.write(this.world);
+      const now = this.world.clock.now();
+      for (const [one, since] of this.dirtySince) {
+        // Where the wall clock was set back, what seems to be of later is old.
+        if (since > now - recordAfterMs && since <= now) break;
+        this.dirtySince.delete(one);
+        one.write(this.world);
+      }
+      const [next] = this.dirtySince.keys();
+      if (next) this.record(next);
     });
   }
 }
