@@ -271,7 +271,7 @@ export class Feeds {
         linesOf(bytes).slice(Math.max(0, data.length - after)),
       );
       if (lines.length === 0) return data;
-      data.push(...lines);
+      for (const line of lines) data.push(line);
     }
   }
 

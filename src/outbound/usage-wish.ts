@@ -20,7 +20,7 @@ export function refusesUsage(outcome: Outcome): boolean {
   return text.includes("stream_options") || text.includes("include_usage");
 }
 
-export const isRefusal = (status: number): boolean => status === 400 || status === 422;
+const isRefusal = (status: number): boolean => status === 400 || status === 422;
 
 const lastMember = ',"usage":null}';
 
