@@ -1,20 +1,30 @@
-import { isIPv4, isIPv6 } from "node:net";
 import { join } from "node:path";
 import { stringify } from "smol-toml";
 import type { core } from "zod";
+import {
+  breakerAsWritten,
+  buildBreaker,
+  buildLimitGroups,
+  buildPrices,
+  buildUpstreamFlow,
+  type LaneConfig,
+  type LimitGroupConfig,
+  limitGroupAsWritten,
+  priceAsWritten,
+  upstreamFlowAsWritten,
+} from "./config/flow.ts";
+import { buildRoute, routeAsWritten } from "./config/route.ts";
+import { checkRules } from "./config/rules.ts";
 import { allowedKeys, type ConfigFile, configSchema, schemaKeys } from "./config/schema.ts";
 import { formatSize } from "./config/size.ts";
-import {
-  ConfigError,
-  type Draft,
-  type Environment,
-  gather,
-  isTable,
-  pathText,
-  report,
-} from "./config/source.ts";
+import { ConfigError, type Draft, type Environment, gather, pathText, report } from "./config/source.ts";
 import { didYouMean } from "./config/suggestion.ts";
+import { buildWishes, type Wishes, wishesAsWritten } from "./config/wishes.ts";
+import type { BreakerSettings } from "./core/breaker.ts";
 import { formatDuration } from "./core/duration.ts";
+import type { PaceLimits } from "./core/pace.ts";
+import type { Price } from "./core/price.ts";
+import type { Route } from "./core/routing.ts";
 
 export { ConfigError } from "./config/source.ts";
 
@@ -59,7 +69,9 @@ export interface Config {
     onDisconnect: "continue" | "cancel";
     /** undefined = interactive when a caller waits, else default */
     priority: "interactive" | "default" | "batch" | undefined;
-  };
+    /** How long a lane may hold a request that somebody waits for, before another target has it. */
+    failoverAfterMs: number;
+  } & Wishes;
   retry: {
     heldBackoffBaseMs: number;
     heldBackoffMaxMs: number;
@@ -68,7 +80,12 @@ export interface Config {
     laneBackoffBaseMs: number;
     laneBackoffMaxMs: number;
     unreachableAfterMs: number;
+    /** retries that each first attempt at an upstream adds to what it gets */
+    budgetRatio: number;
+    /** retries that it gets in any case */
+    budgetPerSecond: number;
   };
+  breaker: BreakerSettings;
   limits: { maxQueued: number; maxHeld: number; maxBodyMemoryBytes: number };
   timeouts: {
     connectMs: number;
@@ -84,7 +101,10 @@ export interface Config {
   apiKeys: ApiKeyConfig[];
   /** in order; empty if nothing names one */
   upstreams: UpstreamConfig[];
-  routes: RouteConfig[];
+  limitGroups: LimitGroupConfig[];
+  routes: Route[];
+  /** in order */
+  prices: Price[];
   source: {
     /** the file that was read, as it was named */
     file?: string;
@@ -106,17 +126,17 @@ export interface UpstreamConfig {
   apiKey?: string;
   /** names or globs; [] = lists none */
   models: string[];
+  /** what overload lowers it to */
+  minConcurrency: number;
   maxConcurrency: number;
+  limits: PaceLimits;
+  limitGroup?: string;
+  /** in order */
+  lanes: LaneConfig[];
   /** Whether it is asked for the usage of streams. */
   streamUsage: boolean;
   headers: Record<string, string>;
   origin: "file" | "environment" | "demo";
-}
-
-export interface RouteConfig {
-  /** a name, or a glob with * */
-  model: string;
-  targets: { upstream: string; model?: string }[];
 }
 
 /** The process's environment. Nothing else in the project reads it. */
@@ -155,6 +175,12 @@ export function describeConfig(config: Config): string {
 }
 
 function reportIssue(draft: Draft, issue: core.$ZodIssue): void {
+  if (issue.code === "invalid_union") {
+    const form = issue.errors.find((issues) => issues.length > 0 && !issues.some(isOtherForm));
+    for (const inner of form ?? []) reportIssue(draft, { ...inner, path: [...issue.path, ...inner.path] });
+    if (!form) report(draft, issue.path, issue.message, { hidden: false });
+    return;
+  }
   if (issue.code === "unrecognized_keys") {
     const allowed = allowedKeys(issue.path);
     for (const key of issue.keys) {
@@ -171,6 +197,11 @@ function reportIssue(draft: Draft, issue: core.$ZodIssue): void {
   report(draft, issue.path, issue.message, { hidden });
 }
 
+/** Whether the value is not even of the kind that this form of its key begins with. */
+function isOtherForm({ path, code }: core.$ZodIssue): boolean {
+  return path.length === 0 && (code === "invalid_type" || code === "invalid_value");
+}
+
 /** What can be read although another section is wrong, so that the rules between sections speak up in the same run. */
 function validSections(draft: Draft): Partial<ConfigFile> {
   const sections = Object.entries(configSchema.shape).map(([key, schema]) => [
@@ -178,61 +209,6 @@ function validSections(draft: Draft): Partial<ConfigFile> {
     schema.safeParse(draft.values[key]).data,
   ]);
   return Object.fromEntries(sections);
-}
-
-function checkRules(draft: Draft, file: Partial<ConfigFile>): void {
-  const { host, api_keys: apiKeys, retry, routes, limits, max_body_size: maxBodySize } = file;
-  if (host !== undefined && apiKeys?.length === 0 && !isLoopback(host)) {
-    const why = "listening beyond this machine needs an API key, or anyone could spend your providers' money";
-    const what = "set OUTLAST_API_KEYS or [[api_keys]], or listen on 127.0.0.1";
-    report(draft, ["host"], `${why}; ${what}`, { hidden: false });
-  }
-  apiKeys?.forEach(({ key }, index) => {
-    const first = apiKeys.findIndex((other) => other.key === key);
-    if (first < index) {
-      report(draft, ["api_keys", index, "key"], `is the same as api_keys[${first}].key`, { hidden: true });
-    }
-  });
-  for (const kind of ["held_backoff", "backoff", "lane_backoff"] as const) {
-    if (retry && retry[`${kind}_max`] < retry[`${kind}_base`]) {
-      const least = `retry.${kind}_base, which is ${formatDuration(retry[`${kind}_base`])}`;
-      report(draft, ["retry", `${kind}_max`], `must be at least ${least}`, { hidden: true });
-    }
-  }
-  if (maxBodySize !== undefined && (limits?.max_body_memory ?? maxBodySize) < maxBodySize) {
-    const least = `max_body_size, which is ${formatSize(maxBodySize)}`;
-    report(draft, ["limits", "max_body_memory"], `must be at least ${least}`, { hidden: true });
-  }
-  checkNames(draft, routes ?? {});
-}
-
-/** Upstreams that are named but wrong count as known: the routes to them are fine. */
-function checkNames(draft: Draft, routes: ConfigFile["routes"]): void {
-  if (draft.values.upstreams !== undefined && !isTable(draft.values.upstreams)) return;
-  const known = Object.keys(draft.values.upstreams ?? {});
-  known.forEach((name, index) => {
-    const first = known.findIndex((other) => other.toLowerCase() === name.toLowerCase());
-    if (first < index) {
-      const message = `the name is taken by upstreams.${known[first]}: case does not tell names apart`;
-      report(draft, ["upstreams", name], message, { hidden: true });
-    }
-  });
-  for (const [model, targets] of Object.entries(routes)) {
-    targets.forEach(({ upstream }, index) => {
-      if (known.includes(upstream)) return;
-      const hint = didYouMean(upstream, known);
-      const names = known.length > 0 ? `upstreams: ${known.join(", ")}` : "there are no upstreams";
-      const message = `names an unknown upstream${hint}${hint ? " " : "; "}${names}`;
-      report(draft, ["routes", model, index], message, { hidden: false });
-    });
-  }
-}
-
-function isLoopback(host: string): boolean {
-  if (host.toLowerCase() === "localhost") return true;
-  if (isIPv4(host)) return host.startsWith("127.");
-  const bracketed = `http://[${host}]/`;
-  return isIPv6(host) && URL.canParse(bracketed) && new URL(bracketed).hostname === "[::1]";
 }
 
 function build(file: ConfigFile, draft: Draft): Config {
@@ -260,7 +236,9 @@ function build(file: ConfigFile, draft: Draft): Config {
     log: { level: file.log.level },
     apiKeys: file.api_keys,
     upstreams: buildUpstreams(file, draft.environmentUpstreams),
-    routes: Object.entries(file.routes).map(([model, targets]) => ({ model, targets })),
+    limitGroups: buildLimitGroups(file.limit_groups),
+    routes: Object.entries(file.routes).map(([model, route]) => buildRoute(model, route)),
+    prices: buildPrices(file.prices),
     source: { ...(draft.file !== undefined && { file: draft.file }) },
   };
 }
@@ -268,21 +246,21 @@ function build(file: ConfigFile, draft: Draft): Config {
 /** Unless told otherwise. */
 const bodyMemoryBytes = 256 * 1024 * 1024;
 
-const patience: Record<Profile, { firstTokenMs: number; idleMs: number }> = {
-  default: { firstTokenMs: 120_000, idleMs: 60_000 },
-  interactive: { firstTokenMs: 10_000, idleMs: 10_000 },
+const patience: Record<Profile, { attemptMs: number; firstTokenMs: number; idleMs: number }> = {
+  default: { attemptMs: 600_000, firstTokenMs: 120_000, idleMs: 60_000 },
+  interactive: { attemptMs: 60_000, firstTokenMs: 10_000, idleMs: 10_000 },
 };
 
 function buildTimeouts({ profile, timeouts }: ConfigFile) {
   return {
     connectMs: timeouts.connect,
-    attemptMs: timeouts.attempt,
+    attemptMs: timeouts.attempt ?? patience[profile].attemptMs,
     firstTokenMs: timeouts.first_token ?? patience[profile].firstTokenMs,
     idleMs: timeouts.idle ?? patience[profile].idleMs,
   };
 }
 
-function buildPolicies({ defaults, retry, limits, max_body_size: largestBodyBytes }: ConfigFile) {
+function buildPolicies({ defaults, retry, breaker, limits, max_body_size: largestBodyBytes }: ConfigFile) {
   return {
     defaults: {
       wait: defaults.wait,
@@ -294,6 +272,8 @@ function buildPolicies({ defaults, retry, limits, max_body_size: largestBodyByte
       onUnknown: defaults.on_unknown,
       onDisconnect: defaults.on_disconnect,
       priority: defaults.priority,
+      failoverAfterMs: defaults.failover_after,
+      ...buildWishes(defaults),
     },
     retry: {
       heldBackoffBaseMs: retry.held_backoff_base,
@@ -303,7 +283,10 @@ function buildPolicies({ defaults, retry, limits, max_body_size: largestBodyByte
       laneBackoffBaseMs: retry.lane_backoff_base,
       laneBackoffMaxMs: retry.lane_backoff_max,
       unreachableAfterMs: retry.unreachable_after,
+      budgetRatio: retry.budget_ratio,
+      budgetPerSecond: retry.budget_per_second,
     },
+    breaker: buildBreaker(breaker),
     limits: {
       maxQueued: limits.max_queued,
       maxHeld: limits.max_held,
@@ -318,7 +301,7 @@ function buildUpstreams(file: ConfigFile, fromEnvironment: readonly string[]): U
     baseUrl: upstream.base_url,
     ...(upstream.api_key !== undefined && { apiKey: upstream.api_key }),
     models: upstream.models,
-    maxConcurrency: upstream.max_concurrency,
+    ...buildUpstreamFlow(upstream),
     streamUsage: upstream.stream_usage,
     headers: upstream.headers,
     origin: fromEnvironment.includes(name) ? "environment" : "file",
@@ -354,7 +337,7 @@ function scalarsAsWritten(config: Config) {
   };
 }
 
-function policiesAsWritten({ defaults, retry, limits }: Config) {
+function policiesAsWritten({ defaults, retry, breaker, limits }: Config) {
   return {
     defaults: {
       wait: defaults.wait,
@@ -366,6 +349,8 @@ function policiesAsWritten({ defaults, retry, limits }: Config) {
       on_unknown: defaults.onUnknown,
       on_disconnect: defaults.onDisconnect,
       priority: defaults.priority,
+      failover_after: formatDuration(defaults.failoverAfterMs),
+      ...wishesAsWritten(defaults),
     },
     retry: {
       held_backoff_base: formatDuration(retry.heldBackoffBaseMs),
@@ -375,7 +360,10 @@ function policiesAsWritten({ defaults, retry, limits }: Config) {
       lane_backoff_base: formatDuration(retry.laneBackoffBaseMs),
       lane_backoff_max: formatDuration(retry.laneBackoffMaxMs),
       unreachable_after: formatDuration(retry.unreachableAfterMs),
+      budget_ratio: retry.budgetRatio,
+      budget_per_second: retry.budgetPerSecond,
     },
+    breaker: breakerAsWritten(breaker),
     limits: {
       max_queued: limits.maxQueued,
       max_held: limits.maxHeld,
@@ -386,19 +374,21 @@ function policiesAsWritten({ defaults, retry, limits }: Config) {
 
 const mask = "****";
 
-function namesAsWritten({ apiKeys, upstreams, routes }: Config) {
+function namesAsWritten({ apiKeys, upstreams, limitGroups, routes, prices }: Config) {
   const upstreamAsWritten = (upstream: UpstreamConfig) => ({
     base_url: upstream.baseUrl,
     api_key: upstream.apiKey === undefined ? undefined : mask,
     models: upstream.models,
-    max_concurrency: upstream.maxConcurrency,
+    ...upstreamFlowAsWritten(upstream),
     stream_usage: upstream.streamUsage,
     headers: unlessEmpty(Object.keys(upstream.headers).map((name) => [name, mask])),
   });
   return {
     api_keys: apiKeys.map(({ project, role }) => ({ key: mask, project, role })),
     upstreams: unlessEmpty(upstreams.map((upstream) => [upstream.name, upstreamAsWritten(upstream)])),
-    routes: unlessEmpty(routes.map(({ model, targets }) => [model, targets])),
+    limit_groups: unlessEmpty(limitGroups.map(limitGroupAsWritten)),
+    routes: unlessEmpty(routes.map((route) => [route.model, routeAsWritten(route)])),
+    prices: unlessEmpty(prices.map(priceAsWritten)),
   };
 }
 

@@ -1,15 +1,25 @@
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { parse } from "smol-toml";
+import fc from "fast-check";
+import { parse, stringify } from "smol-toml";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { providers } from "../src/config/providers.ts";
 import { schemaKeys } from "../src/config/schema.ts";
 import { formatSize, parseSize } from "../src/config/size.ts";
 import { variableName } from "../src/config/source.ts";
 import { nearest } from "../src/config/suggestion.ts";
-import { type Config, ConfigError, describeConfig, environment, loadConfig } from "../src/config.ts";
+import { wishes } from "../src/config/wishes.ts";
+import {
+  type Config,
+  ConfigError,
+  describeConfig,
+  environment,
+  loadConfig,
+  type UpstreamConfig,
+} from "../src/config.ts";
 import { formatDuration, parseDuration } from "../src/core/duration.ts";
+import { validateAll } from "../src/core/wishes.ts";
 
 const examplePath = new URL("../config.example.toml", import.meta.url).pathname;
 const startDirectory = process.cwd();
@@ -58,6 +68,57 @@ function problem(toml: string, env: Env = {}, flags = {}): string {
 const upstream = (name: string, more = "") =>
   `[upstreams.${name}]\nbase_url = "http://${name}/v1"\n${more}\n`;
 
+/** Each key of it that an upstream called "a" can have beside it, none with its default. */
+const everythingOfFlow = `
+  lanes = { "m-*" = { requests_per_minute = 7 }, "m-1" = { tokens_per_minute = 8, max_concurrency = 9 }, idle = {} }
+  requests_per_minute = 100
+  tokens_per_minute = 20000
+  min_concurrency = 2
+  max_concurrency = 32
+  limit_group = "account"
+  [limit_groups.account]
+  requests_per_minute = 1000
+  [limit_groups.other]
+  tokens_per_minute = 1000000000000
+  [breaker]
+  enabled = false
+  consecutive_failures = 5
+  failure_rate = 1
+  min_calls = 5
+  window = 90
+  cooldown = "45s"
+  cooldown_max = "45s"
+  [retry]
+  budget_ratio = 0
+  budget_per_second = 0.5
+  [defaults]
+  failover_after = 0
+  cache = { ttl = "90m" }
+  on_failure = { stale = "7d", answer = { id = "x", choices = [{ index = 0, message = { content = "hi", n = 1e-7 } }] } }
+  [defaults.validate]
+  json = false
+  refusal = false
+  max_retries = 0
+  feedback = true
+  [defaults.validate.schema]
+  type = ["object", "null"]
+  "$defs" = { "a b" = { enum = [1, 2.5, "three", [], {}, true] } }
+  required = []
+  [routes]
+  short = ["a/x", { upstream = "a", model = "y", weight = 0, larger_context = true }]
+  bare = { targets = ["a"] }
+  off = { targets = ["a"], validate = false, cache = false, on_failure = false }
+  [routes."long-*"]
+  targets = [{ upstream = "a", weight = 3 }, { upstream = "a", model = "z", larger_context = false }]
+  failover_after = "2500ms"
+  validate = true
+  cache = { ttl = 0.5 }
+  on_failure = { answer = "Sorry.\\n\\"Later\\"." }
+  [prices]
+  "a/m-1" = { input = 2.5, output = 10 }
+  "m-*" = { input = 0, output = 0.075, cached_input = 1e-7 }
+`;
+
 describe("without any configuration", () => {
   it("everything has its documented default", () => {
     expect(loadConfig({ env: {}, flags: {} })).toEqual({
@@ -85,6 +146,7 @@ describe("without any configuration", () => {
         onUnknown: "retry",
         onDisconnect: "continue",
         priority: undefined,
+        failoverAfterMs: 1_000,
       },
       retry: {
         heldBackoffBaseMs: 250,
@@ -94,6 +156,17 @@ describe("without any configuration", () => {
         laneBackoffBaseMs: 1_000,
         laneBackoffMaxMs: 60_000,
         unreachableAfterMs: 30_000,
+        budgetRatio: 0.2,
+        budgetPerSecond: 2,
+      },
+      breaker: {
+        enabled: true,
+        consecutiveFailures: 3,
+        failureRate: 0.5,
+        minCalls: 10,
+        windowMs: 60_000,
+        cooldownMs: 20_000,
+        maxCooldownMs: 60_000,
       },
       limits: { maxQueued: 1_000_000, maxHeld: 10_000, maxBodyMemoryBytes: 256 * 1024 * 1024 },
       timeouts: { connectMs: 5_000, attemptMs: 600_000, firstTokenMs: 120_000, idleMs: 60_000 },
@@ -101,13 +174,15 @@ describe("without any configuration", () => {
       log: { level: "info" },
       apiKeys: [],
       upstreams: [],
+      limitGroups: [],
       routes: [],
+      prices: [],
       source: {},
     });
   });
 
   it("the whole configuration is frozen", () => {
-    const config = load(`${upstream("a", 'models = ["m"]\nheaders = { x = "y" }')}[routes]\nm = ["a"]`, {
+    const config = load(`${upstream("a", 'models = ["m"]\nheaders = { x = "y" }')}${everythingOfFlow}`, {
       OUTLAST_API_KEYS: "12345678",
     });
     const open: string[] = [];
@@ -142,7 +217,10 @@ describe("the example file", () => {
         baseUrl: "https://api.openai.com/v1",
         apiKey: "x",
         models: [],
+        minConcurrency: 1,
         maxConcurrency: 256,
+        limits: {},
+        lanes: [],
         streamUsage: true,
         headers: {},
         origin: "file",
@@ -166,7 +244,11 @@ describe("the example file", () => {
       const entries = Object.entries(value).filter(([name]) => key === "NAME" || name === key);
       return entries.some(([, item]) => rest.length === 0 || has(item, rest));
     };
-    const keys = schemaKeys().map(({ path }) => path);
+    // What answers are wished of a route has the keys that it has in [defaults].
+    const repeated = ([table, , key]: string[]) => table === "routes" && key! in wishes;
+    const keys = schemaKeys()
+      .map(({ path }) => path)
+      .filter((path) => path.length < 4 || !repeated(path));
     expect(keys.length).toBeGreaterThan(30);
     expect(keys.filter((path) => !has(document, path)).map((path) => path.join("."))).toEqual([]);
   });
@@ -174,14 +256,30 @@ describe("the example file", () => {
   it("shows the defaults that hold", () => {
     const { source: _, ...shown } = load(uncommented, secrets);
     const { source: __, ...real } = load("", {});
-    const { wait, priority, ...defaults } = shown.defaults;
+    const { wait, priority, validate, cache, onFailure, ...defaults } = shown.defaults;
     expect({ wait, priority }).toEqual({ wait: true, priority: "default" });
+    expect(validate).toEqual({ ...validateAll, schema: expect.anything() });
+    expect([cache, onFailure]).toEqual([
+      { ttlMs: 3_600_000 },
+      { staleMs: 86_400_000, answer: expect.any(String) },
+    ]);
     expect({ ...shown, defaults: { ...defaults, wait: undefined, priority: undefined } }).toEqual({
       ...real,
       apiKeys: shown.apiKeys,
       upstreams: shown.upstreams,
+      limitGroups: shown.limitGroups,
       routes: shown.routes,
+      prices: shown.prices,
     });
+    const limited = { limits: {}, limitGroup: undefined, lanes: [], minConcurrency: 1, maxConcurrency: 256 };
+    const [{ origin: _origin, ...bare }] = load(upstream("openai")).upstreams as [UpstreamConfig];
+    expect({ ...shown.upstreams[0], ...limited }).toEqual({
+      ...bare,
+      baseUrl: "https://api.openai.com/v1",
+      apiKey: "sk-openai",
+      origin: "file",
+    });
+    expect(shown.upstreams[0]).toMatchObject({ minConcurrency: 1, maxConcurrency: 256 });
   });
 
   it("explains each key in a comment above it, or above the group it stands in", () => {
@@ -231,11 +329,19 @@ describe("precedence", () => {
     expect(names).toContain("OUTLAST_STORE_URL");
     expect(names).toContain("OUTLAST_DEFAULTS_MAX_ATTEMPTS");
     expect(new Set(names).size).toBe(names.length);
-    const env = Object.fromEntries(names.map((name) => [name, "?"]));
-    const problems = problemsOf(() => load("", { ...env, OUTLAST_STORE_URL: "mysql://x" })).join("\n");
-    for (const name of names.filter((name) => !/DATA_DIR/.test(name))) {
-      expect(problems).toContain(`(from ${name})`);
+    // These stand for a table whose keys have variables too.
+    const whole = ["OUTLAST_DEFAULTS_VALIDATE", "OUTLAST_DEFAULTS_CACHE", "OUTLAST_DEFAULTS_ON_FAILURE"];
+    const others = names.filter((name) => !whole.includes(name));
+    expect(names.length - others.length).toBe(3);
+    const problemsWith = (names: string[]) => {
+      const env = Object.fromEntries(names.map((name) => [name, "?"]));
+      return problemsOf(() => load("", env)).join("\n");
+    };
+    for (const some of [whole, others.filter((name) => !/DATA_DIR|STORE_URL|ANSWER/.test(name))]) {
+      const problems = problemsWith(some);
+      for (const name of some) expect(problems).toContain(`(from ${name})`);
     }
+    expect(problem("", { OUTLAST_STORE_URL: "mysql://x" })).toContain("(from OUTLAST_STORE_URL)");
     expect(load("", { OUTLAST_DATA_DIR: "/data" }).store.url).toBe("sqlite:/data/outlast.db");
   });
 
@@ -265,6 +371,44 @@ describe("precedence", () => {
     });
   });
 
+  it("what is wished of answers can be switched, and said, by variables", () => {
+    const toml =
+      "[defaults]\nvalidate = { length = false, max_retries = 5 }\ncache = false\non_failure = false";
+    const wished = (env: Env) => {
+      const { validate, cache, onFailure } = load(toml, env).defaults;
+      return { validate, cache, onFailure };
+    };
+    const ofFile = {
+      validate: { ...validateAll, length: false, maxRetries: 5 },
+      cache: false,
+      onFailure: false,
+    };
+    expect(wished({})).toEqual(ofFile);
+    expect(wished({ OUTLAST_DEFAULTS_VALIDATE: "false" })).toEqual({ ...ofFile, validate: false });
+    expect(wished({ OUTLAST_DEFAULTS_VALIDATE: "true" })).toEqual({ ...ofFile, validate: validateAll });
+    expect(wished({ OUTLAST_DEFAULTS_VALIDATE_EMPTY: "false" })).toEqual({
+      ...ofFile,
+      validate: { ...ofFile.validate, empty: false },
+    });
+    const env = { OUTLAST_DEFAULTS_CACHE_TTL: "1h", OUTLAST_DEFAULTS_ON_FAILURE_ANSWER: "Later." };
+    expect(wished({ ...env, OUTLAST_DEFAULTS_ON_FAILURE_STALE: "2h" })).toEqual({
+      ...ofFile,
+      cache: { ttlMs: 3_600_000 },
+      onFailure: { staleMs: 7_200_000, answer: "Later." },
+    });
+  });
+
+  it("a variable for a whole table and one for a key of it exclude each other", () => {
+    const env = { OUTLAST_DEFAULTS_VALIDATE_EMPTY: "false", OUTLAST_DEFAULTS_VALIDATE: "true" };
+    expect(problem("", env)).toBe(
+      "OUTLAST_DEFAULTS_VALIDATE_EMPTY: cannot be set beside OUTLAST_DEFAULTS_VALIDATE (from the environment)",
+    );
+  });
+
+  it("a table that is none is not mended by a variable for one of its keys", () => {
+    expect(problem("store = true", { OUTLAST_STORE_URL: "x.db" })).toMatch(/^store: must be a table/);
+  });
+
   it("OUTLAST_API_KEYS takes the place of the file's keys", () => {
     const config = load('[[api_keys]]\nkey = "from-the-file"', {
       OUTLAST_API_KEYS: "first-key, second-key,",
@@ -287,13 +431,15 @@ describe("precedence", () => {
 });
 
 describe("the interactive profile", () => {
-  it("has less patience with silent streams, unless told otherwise", () => {
+  it("has less patience with silence, unless told otherwise", () => {
     const interactive = 'profile = "interactive"\n';
-    const patience = (config: Config) => [config.timeouts.firstTokenMs, config.timeouts.idleMs];
-    expect(patience(load(interactive))).toEqual([10_000, 10_000]);
-    expect(patience(load("", { OUTLAST_PROFILE: "interactive" }))).toEqual([10_000, 10_000]);
-    expect(patience(load(`${interactive}[timeouts]\nidle = "3m"`))).toEqual([10_000, 180_000]);
-    expect(patience(load(interactive, { OUTLAST_TIMEOUTS_FIRST_TOKEN: "120s" }))).toEqual([120_000, 10_000]);
+    const patience = ({ timeouts }: Config) => [timeouts.attemptMs, timeouts.firstTokenMs, timeouts.idleMs];
+    expect(patience(load(interactive))).toEqual([60_000, 10_000, 10_000]);
+    expect(patience(load("", { OUTLAST_PROFILE: "interactive" }))).toEqual([60_000, 10_000, 10_000]);
+    expect(patience(load(`${interactive}[timeouts]\nidle = "3m"`))).toEqual([60_000, 10_000, 180_000]);
+    expect(patience(load(`${interactive}[timeouts]\nattempt = "600s"`))).toEqual([600_000, 10_000, 10_000]);
+    const env = { OUTLAST_TIMEOUTS_FIRST_TOKEN: "120s" };
+    expect(patience(load(interactive, env))).toEqual([60_000, 120_000, 10_000]);
   });
 
   it("changes nothing else", () => {
@@ -301,7 +447,9 @@ describe("the interactive profile", () => {
     const { profile: before, timeouts: timeoutsBefore, source: __, ...without } = load("");
     expect([before, profile]).toEqual(["default", "interactive"]);
     expect(config).toEqual(without);
-    expect({ ...timeouts, firstTokenMs: 120_000, idleMs: 60_000 }).toEqual(timeoutsBefore);
+    expect({ ...timeouts, attemptMs: 600_000, firstTokenMs: 120_000, idleMs: 60_000 }).toEqual(
+      timeoutsBefore,
+    );
   });
 });
 
@@ -314,6 +462,93 @@ describe("whether an upstream is asked for the usage of streams", () => {
   ])("%s", (written, asked) => {
     const config = load(upstream("a", `stream_usage = ${written}`), { ASK: "true" });
     expect(config.upstreams[0]!.streamUsage).toBe(asked);
+  });
+});
+
+describe("limits, failures and answers", () => {
+  const config = () => load(upstream("a", everythingOfFlow));
+
+  it("limits belong to an upstream, its lanes and its group", () => {
+    const { upstreams, limitGroups } = config();
+    expect(upstreams[0]).toMatchObject({
+      minConcurrency: 2,
+      maxConcurrency: 32,
+      limits: { requestsPerMinute: 100, tokensPerMinute: 20_000 },
+      limitGroup: "account",
+    });
+    expect(upstreams[0]!.lanes).toEqual([
+      { model: "m-*", limits: { requestsPerMinute: 7 } },
+      { model: "m-1", limits: { tokensPerMinute: 8 }, maxConcurrency: 9 },
+      { model: "idle", limits: {} },
+    ]);
+    expect(limitGroups).toEqual([
+      { name: "account", limits: { requestsPerMinute: 1_000 } },
+      { name: "other", limits: { tokensPerMinute: 1_000_000_000_000 } },
+    ]);
+  });
+
+  it("the breaker and the budget of retries can be set", () => {
+    const { breaker, retry } = config();
+    expect(breaker).toEqual({
+      enabled: false,
+      consecutiveFailures: 5,
+      failureRate: 1,
+      minCalls: 5,
+      windowMs: 90_000,
+      cooldownMs: 45_000,
+      maxCooldownMs: 45_000,
+    });
+    expect(retry).toMatchObject({ budgetRatio: 0, budgetPerSecond: 0.5 });
+  });
+
+  it("what is wished of all answers is completed", () => {
+    const { validate, cache, onFailure, failoverAfterMs } = config().defaults;
+    expect(validate).toMatchObject({ json: false, refusal: false, length: true, empty: true, maxRetries: 0 });
+    expect(validate).toMatchObject({ feedback: true, schema: { type: ["object", "null"], required: [] } });
+    expect([cache, failoverAfterMs]).toEqual([{ ttlMs: 5_400_000 }, 0]);
+    expect(onFailure).toMatchObject({ staleMs: 604_800_000, answer: { id: "x", choices: [{ index: 0 }] } });
+  });
+
+  it("a route is a list of targets, or a table that says more", () => {
+    expect(config().routes).toEqual([
+      {
+        model: "short",
+        targets: [
+          { upstream: "a", model: "x" },
+          { upstream: "a", model: "y", weight: 0, largerContext: true },
+        ],
+      },
+      { model: "bare", targets: [{ upstream: "a" }] },
+      { model: "off", targets: [{ upstream: "a" }], validate: false, cache: false, onFailure: false },
+      {
+        model: "long-*",
+        targets: [
+          { upstream: "a", weight: 3 },
+          { upstream: "a", model: "z", largerContext: false },
+        ],
+        failoverAfterMs: 2_500,
+        validate: validateAll,
+        cache: { ttlMs: 500 },
+        onFailure: { answer: 'Sorry.\n"Later".' },
+      },
+    ]);
+  });
+
+  it("prices keep their order", () => {
+    expect(config().prices).toEqual([
+      { model: "a/m-1", input: 2.5, output: 10 },
+      { model: "m-*", input: 0, output: 0.075, cachedInput: 1e-7 },
+    ]);
+  });
+
+  it.each(["true", '"true"', "{}"])("validate = %s is all of it", (written) => {
+    expect(load(`[defaults]\nvalidate = ${written}`).defaults.validate).toEqual(validateAll);
+  });
+
+  it("numbers may come from variables", () => {
+    const toml = `[breaker]\nfailure_rate = "\${R}"\n[prices.m]\ninput = "\${P}"\noutput = 1`;
+    const { breaker, prices } = load(toml, { R: "0.25", P: "1.5e-1" });
+    expect([breaker.failureRate, prices[0]!.input]).toEqual([0.25, 0.15]);
   });
 });
 
@@ -344,6 +579,32 @@ describe("unknown keys", () => {
     expect(problem(`${upstream("a")}[routes]\n"m.1" = ["a", { upstream = "a", modle = "x" }]`)).toMatch(
       /^routes\."m\.1"\[1\]\.modle: unknown key; did you mean "model"\?/,
     );
+  });
+
+  it.each([
+    ["[defaults.validate]\njsno = true", 'defaults.validate.jsno: unknown key; did you mean "json"?'],
+    ["[defaults]\ncache = { tll = 1, ttl = 1 }", 'defaults.cache.tll: unknown key; did you mean "ttl"?'],
+    ["[breaker]\nmin_call = 1", 'breaker.min_call: unknown key; did you mean "min_calls"?'],
+    [
+      upstream("a", "lanes = { m = { request_per_minute = 1 } }"),
+      "upstreams.a.lanes.m.request_per_minute: unknown",
+    ],
+    [`${upstream("a")}[routes.m]\ntargets = ["a"]\nfailover_afetr = 1`, 'did you mean "failover_after"?'],
+    [
+      `${upstream("a")}[routes.m]\ntargets = [{ upstream = "a", wieght = 1 }]`,
+      'routes.m.targets[0].wieght: unknown key; did you mean "weight"?',
+    ],
+    [
+      `${upstream("a")}[routes.m]\ntargets = ["a"]\nvalidate = { lenght = true }`,
+      'routes.m.validate.lenght: unknown key; did you mean "length"?',
+    ],
+    ["[prices.m]\ninput = 1\noutput = 1\ncached = 1", "allowed here: input, output, cached_input"],
+    [
+      "[limit_groups.g]\nrequests_per_minute = 1\nburst = 1",
+      "allowed here: requests_per_minute, tokens_per_minute",
+    ],
+  ])("are found in what is said of flow: %j", (toml, message) => {
+    expect(problem(toml)).toContain(message);
   });
 
   it("are found in the environment", () => {
@@ -400,7 +661,114 @@ describe("bad values", () => {
     [upstream("a", 'headers = { "a b" = "x" }'), 'upstreams.a.headers."a b": the name must be'],
     [upstream("a", 'headers = { a = "x\\ny" }'), "upstreams.a.headers.a: must be a header's value"],
     [`${upstream("a")}[routes]\nm = []`, "routes.m: must name at least one upstream"],
-    [`${upstream("a")}[routes]\nm = "a"`, "routes.m: must be a list"],
+    [
+      `${upstream("a")}[routes]\nm = "a"`,
+      "routes.m: must be a list of targets, or a table that has such a list",
+    ],
+    [`${upstream("a")}[routes.m]`, "routes.m.targets: must be a list"],
+    [`${upstream("a")}[routes.m]\ntargets = []`, "routes.m.targets: must name at least one upstream"],
+    [
+      `${upstream("a")}[routes.m]\ntargets = ["a/"]`,
+      "routes.m.targets[0].model: must be text that is not empty",
+    ],
+    [
+      `${upstream("a")}[routes]\nm = [{ upstream = "a", weight = 1001 }]`,
+      "routes.m[0].weight: must be a whole number from 0 to 1000, got 1001",
+    ],
+    [
+      `${upstream("a")}[routes]\nm = [{ upstream = "a", weight = 0.5 }]`,
+      "routes.m[0].weight: must be a whole",
+    ],
+    [
+      `${upstream("a")}[routes]\nm = [{ upstream = "a", weight = 0 }]`,
+      "routes.m: must give at least one target a weight above 0",
+    ],
+    [
+      `${upstream("a")}[routes]\nm = [{ upstream = "a", larger_context = 1 }]`,
+      "routes.m[0].larger_context: must be true or false, got 1",
+    ],
+    [
+      `${upstream("a")}[routes.m]\ntargets = ["a"]\ncache = true`,
+      "routes.m.cache: must be false or a table that",
+    ],
+    [
+      `${upstream("a")}[routes.m]\ntargets = ["a"]\nfailover_after = -1`,
+      "routes.m.failover_after: must be a",
+    ],
+    ["[defaults]\nvalidate = 1", "defaults.validate: must be true, false or a table, got 1"],
+    ["[defaults.validate]\njson = 1", "defaults.validate.json: must be true or false, got 1"],
+    [
+      "[defaults.validate]\nmax_retries = 11",
+      "defaults.validate.max_retries: must be a whole number from 0 to 10",
+    ],
+    ["[defaults.validate]\nschema = true", "defaults.validate.schema: must be a table"],
+    [
+      "[defaults.validate]\nschema = { const = [nan] }",
+      "defaults.validate.schema: must be what JSON can say",
+    ],
+    ["[defaults]\ncache = {}", "defaults.cache.ttl: is missing; it must be a number of seconds"],
+    ['[defaults]\ncache = "1h"', 'defaults.cache: must be false or a table that has ttl, got "1h"'],
+    ["[defaults]\ncache = { ttl = 0 }", "defaults.cache.ttl: must be a number of seconds"],
+    ['[defaults]\ncache = { ttl = "366d" }', "at most 365d"],
+    [
+      "[defaults]\non_failure = true",
+      "defaults.on_failure: must be false or a table that has stale, answer or both",
+    ],
+    ["[defaults]\non_failure = {}", "defaults.on_failure: must have stale, answer or both"],
+    ["[defaults]\non_failure = { stale = 0 }", "defaults.on_failure.stale: must be a number of seconds"],
+    [
+      '[defaults]\non_failure = { answer = "" }',
+      "defaults.on_failure.answer: must be text that is not empty, or a table",
+    ],
+    [
+      "[defaults]\non_failure = { answer = { choices = [] } }",
+      "defaults.on_failure.answer: must be text that is not",
+    ],
+    ["[defaults]\non_failure = { answer = [1] }", "got a list"],
+    [
+      "[defaults]\non_failure = { answer = { choices = [1], at = 2024-01-01 } }",
+      "defaults.on_failure.answer: must be what JSON can say: without dates",
+    ],
+    ["[defaults]\nfailover_after = -1", "defaults.failover_after: must be a number of seconds"],
+    [
+      upstream("a", "requests_per_minute = 0"),
+      "upstreams.a.requests_per_minute: must be a whole number from 1",
+    ],
+    [
+      upstream("a", "tokens_per_minute = 1.5"),
+      "upstreams.a.tokens_per_minute: must be a whole number from 1",
+    ],
+    [upstream("a", "lanes = { m = 1 }"), "upstreams.a.lanes.m: must be a table"],
+    [
+      upstream("a", 'lanes = { " " = {} }'),
+      'upstreams.a.lanes." ": the name must be the name of a model, or a glob',
+    ],
+    [
+      upstream("a", "min_concurrency = 5\nmax_concurrency = 4"),
+      "upstreams.a.min_concurrency: must be at most max_concurrency of the upstream, which is 4, got 5",
+    ],
+    [
+      upstream("a", 'lanes = { "m-*" = { max_concurrency = 257 } }'),
+      'upstreams.a.lanes."m-*".max_concurrency: must be at most max_concurrency of the upstream, which is 256, got 257',
+    ],
+    ["[limit_groups.g]", "limit_groups.g: must have requests_per_minute, tokens_per_minute or both"],
+    ['[limit_groups."a b"]\nrequests_per_minute = 1', 'limit_groups."a b": the name must be letters'],
+    ["[breaker]\nfailure_rate = 0", "breaker.failure_rate: must be a number above 0 and at most 1, got 0"],
+    [
+      "[breaker]\nfailure_rate = 1.01",
+      "breaker.failure_rate: must be a number above 0 and at most 1, got 1.01",
+    ],
+    ['[breaker]\nfailure_rate = "50%"', 'got "50%"'],
+    ["[breaker]\nconsecutive_failures = 0", "breaker.consecutive_failures: must be a whole number from 1"],
+    ["[breaker]\ncooldown = 61", "breaker.cooldown_max: must be at least breaker.cooldown, which is 61s"],
+    ["[retry]\nbudget_ratio = -0.1", "retry.budget_ratio: must be a number from 0 to 100, got -0.1"],
+    ["[retry]\nbudget_per_second = 0", "retry.budget_per_second: must be a number from 0.01"],
+    [
+      "[prices.m]\ninput = 1",
+      "prices.m.output: is missing; it must be a number of US dollars per 1,000,000 tokens",
+    ],
+    ["[prices.m]\ninput = inf\noutput = 1", "prices.m.input: must be a number of US dollars"],
+    ["[prices]\nm = 1", "prices.m: must be a table"],
     [`${upstream("a")}[routes]\nm = [1]`, "routes.m[0]: must be a table"],
     [`${upstream("a")}[routes]\nm = ["a/"]`, "routes.m[0].model: must be text that is not empty"],
     ['[retry]\nbackoff_base = "20m"', "retry.backoff_max: must be at least retry.backoff_base, which is 20m"],
@@ -461,6 +829,26 @@ describe("names", () => {
         targets: [{ upstream: "a" }, { upstream: "a", model: "x/y" }, { upstream: "a", model: "z" }],
       },
     ]);
+  });
+
+  it("a target in a route that is a table is found where it stands", () => {
+    const toml = `${upstream("openai")}[routes.m]\ntargets = ["openai", { upstream = "opnai" }]`;
+    expect(problem(toml)).toMatch(
+      /^routes\.m\.targets\[1\]: names an unknown upstream; did you mean "openai"\? upstreams: openai, got a table/,
+    );
+  });
+
+  it("an upstream's limit group must exist", () => {
+    const toml = upstream("a", 'limit_group = "acount"');
+    expect(problem(`${toml}[limit_groups.account]\ntokens_per_minute = 1`)).toMatch(
+      /^upstreams\.a\.limit_group: names an unknown limit group; did you mean "account"\? limit groups: account, got "acount"/,
+    );
+    expect(problem(toml)).toContain("names an unknown limit group; there are no limit groups");
+  });
+
+  it("a limit group that is wrong itself is known all the same", () => {
+    const toml = `${upstream("a", 'limit_group = "g"')}[limit_groups.g]\ntokens_per_minute = 0`;
+    expect(problem(toml)).toMatch(/^limit_groups\.g\.tokens_per_minute: /);
   });
 
   it("names of upstreams that differ only in case are refused", () => {
@@ -598,7 +986,10 @@ describe("upstreams from the environment", () => {
         baseUrl,
         apiKey: "secret",
         models,
+        minConcurrency: 1,
         maxConcurrency: 256,
+        limits: {},
+        lanes: [],
         streamUsage: true,
         headers: {},
         origin: "environment",
@@ -718,6 +1109,44 @@ describe("secrets", () => {
         origin: "file",
       })),
     });
+  });
+
+  it("so is that of everything that can be said of limits, failures and answers", () => {
+    const config = load(upstream("a", everythingOfFlow));
+    const text = describeConfig(config);
+    const { source: _, ...again } = load(text);
+    const { source: __, ...expected } = config;
+    expect(again).toEqual(expected);
+    expect(describeConfig(load(text)).replace(/^.*\n/, "")).toBe(text.replace(/^.*\n/, ""));
+  });
+
+  it("so is that of any JSON Schema and any fixed answer", () => {
+    // "${" would begin a variable; and zod leaves out what is called __proto__.
+    const string = fc.string({ unit: "binary" }).filter((text) => !/\$\{|^__proto__$/.test(text));
+    const fraction = fc.double({ noNaN: true, noDefaultInfinity: true }).filter((n) => !Number.isInteger(n));
+    const json = fc.letrec((tie) => ({
+      value: fc.oneof(
+        { maxDepth: 3 },
+        string,
+        fc.boolean(),
+        fc.maxSafeInteger(),
+        fraction,
+        tie("list"),
+        tie("table"),
+      ),
+      list: fc.array(tie("value"), { maxLength: 4 }),
+      table: fc.dictionary(string, tie("value"), { maxKeys: 4 }),
+    }));
+    fc.assert(
+      fc.property(json.table, fc.array(json.value, { minLength: 1, maxLength: 3 }), (schema, choices) => {
+        const wished = { validate: { schema }, on_failure: { answer: { choices } } };
+        const { validate, onFailure } = load(stringify({ defaults: wished })).defaults;
+        expect([validate, onFailure]).toMatchObject([{ schema }, { answer: { choices } }]);
+        const again = load(describeConfig(load(stringify({ defaults: wished })))).defaults;
+        expect([again.validate, again.onFailure]).toEqual([validate, onFailure]);
+      }),
+      { numRuns: 100 },
+    );
   });
 
   it("the effective configuration of nothing at all shows the defaults", () => {

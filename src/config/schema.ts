@@ -1,89 +1,27 @@
 import { isIPv6 } from "node:net";
 import { z } from "zod";
-import { formatDuration, parseDuration } from "../core/duration.ts";
+import { parseDuration } from "../core/duration.ts";
 import { probePatienceMs } from "../core/gate.ts";
 import { perConnection } from "../core/headers.ts";
-import { parseSize } from "./size.ts";
+import {
+  choice,
+  dayMs,
+  duration,
+  field,
+  list,
+  named,
+  secret,
+  size,
+  table,
+  text,
+  wholeNumber,
+  yesOrNo,
+} from "./field.ts";
+import { breaker, limitGroups, plainName, prices, retryBudget, upstreamFlow } from "./flow.ts";
+import { failoverAfter, route } from "./route.ts";
+import { wishes } from "./wishes.ts";
 
-/*
- * The configuration as it is written: its keys, what each may say, its defaults. Every scalar may also be given as
- * text, because environment variables and `${NAME}` only give text.
- */
-
-/** What a schema says about a refused value beside its message. */
-export interface RefusalNotes {
-  /** the value must not be shown: it may be a secret, or the message already says enough */
-  hidden: boolean;
-}
-
-type Refuse = (why: string) => undefined;
-
-/** @param read gives undefined for a value that it cannot read; `refuse` says why in other words than `expected` */
-function field<T>(expected: string, read: (value: unknown, refuse: Refuse) => T | undefined, secret = false) {
-  return z.unknown().transform((value, context): T => {
-    let why: string | undefined;
-    const result =
-      value === undefined
-        ? undefined
-        : read(value, (text) => {
-            why = text;
-          });
-    if (result !== undefined) return result;
-    why ??= value === undefined ? `is missing; it must be ${expected}` : undefined;
-    const notes: RefusalNotes = { hidden: secret || why !== undefined };
-    context.addIssue({ code: "custom", message: why ?? `must be ${expected}`, params: { ...notes } });
-    return z.NEVER;
-  });
-}
-
-function text(expected = "text that is not empty", pattern = /\S/) {
-  return field(expected, (value) => (typeof value === "string" && pattern.test(value) ? value : undefined));
-}
-
-/** Text that is never shown. */
-function secret(expected: string, pattern: RegExp) {
-  const read = (value: unknown) => (typeof value === "string" && pattern.test(value) ? value : undefined);
-  return field(expected, read, true);
-}
-
-function choice<const T extends string>(...choices: T[]) {
-  const expected = `one of ${choices.map((name) => `"${name}"`).join(", ")}`;
-  return field(expected, (value) => choices.find((name) => name === value));
-}
-
-function wholeNumber(min: number, max: number) {
-  return field(`a whole number from ${min} to ${max}`, (value) => {
-    const number = typeof value === "string" && /^\d+$/.test(value) ? Number(value) : value;
-    if (typeof number !== "number" || !Number.isInteger(number)) return undefined;
-    return number >= min && number <= max ? number : undefined;
-  });
-}
-
-const dayMs = 86_400_000;
-/** Node's timers wrap around after 24.8 days. */
-const timerMaxMs = 24 * dayMs;
-
-/** Gives milliseconds. */
-function duration(minMs = 1, maxMs = timerMaxMs) {
-  const range = `${minMs > 0 ? "longer than 0 and " : ""}at most ${formatDuration(maxMs)}`;
-  return field(`a number of seconds or a time such as "250ms", "10s", "5m", "24h", ${range}`, (value) => {
-    const ms = typeof value === "string" || typeof value === "number" ? parseDuration(value) : undefined;
-    return ms !== undefined && ms >= minMs && ms <= maxMs ? ms : undefined;
-  });
-}
-
-/** Gives bytes. */
-function size(min: number) {
-  return field(`a number of bytes${min > 0 ? " above 0" : ""} or a size such as "32MB", "1GB"`, (value) => {
-    const bytes = typeof value === "string" || typeof value === "number" ? parseSize(value) : undefined;
-    return bytes !== undefined && bytes >= min ? bytes : undefined;
-  });
-}
-
-const yesOrNo = field("true or false", (value) => {
-  if (value === true || value === "true") return true;
-  return value === false || value === "false" ? false : undefined;
-});
+/* The configuration as it is written: its keys, what each may say, its defaults. */
 
 /** A base URL comes without a trailing slash. */
 const baseUrl = field("an http(s) URL", (value, refuse) => {
@@ -135,25 +73,6 @@ const wait = field(`true, false or a number of seconds from 0 to ${waitMaxSecond
   return ms !== undefined && ms <= waitMaxSeconds * 1_000 ? ms / 1_000 : undefined;
 });
 
-const tableProblem = (issue: { code?: string }) =>
-  issue.code === "invalid_type" ? "must be a table" : undefined;
-
-function table<S extends z.ZodRawShape>(shape: S) {
-  return z.strictObject(shape, { error: tableProblem });
-}
-
-/** A table whose keys the user chooses. */
-function named<V extends z.ZodType>(keyExpected: string, keyPattern: RegExp, value: V) {
-  const key = z.string().regex(keyPattern);
-  const error = (issue: { code?: string }) =>
-    issue.code === "invalid_key" ? `the name must be ${keyExpected}` : tableProblem(issue);
-  return z.record(key, value, { error });
-}
-
-function list<V extends z.ZodType>(item: V) {
-  return z.array(item, { error: "must be a list" });
-}
-
 const apiKey = table({
   key: secret("at least 8 visible ASCII characters", /^[\x21-\x7e]{8,}$/),
   project: text("1 to 64 letters, digits, dots, - or _", /^[\w.-]{1,64}$/).prefault("default"),
@@ -164,7 +83,7 @@ const upstream = table({
   base_url: baseUrl,
   api_key: secret("visible ASCII characters without spaces", /^[\x21-\x7e]+$/).optional(),
   models: list(text('the name of a model, or a glob such as "gpt-*"')).prefault([]),
-  max_concurrency: wholeNumber(1, 100_000).prefault(256),
+  ...upstreamFlow,
   stream_usage: yesOrNo.prefault(true),
   headers: named(
     "a header's name, but not one that belongs to the connection",
@@ -172,18 +91,6 @@ const upstream = table({
     secret("a header's value: text on one line", /^[\t\x20-\x7e\x80-\xff]*$/),
   ).prefault({}),
 });
-
-/** A target is a table, or short: "upstream" or "upstream/model", split at the first slash. */
-const target = z.preprocess(
-  (value) => {
-    if (typeof value !== "string") return value;
-    const slash = value.indexOf("/");
-    return slash < 0
-      ? { upstream: value }
-      : { upstream: value.slice(0, slash), model: value.slice(slash + 1) };
-  },
-  table({ upstream: text(), model: text().optional() }),
-);
 
 /** The whole file. Its output has the file's names, with durations in milliseconds and sizes in bytes. */
 export const configSchema = table({
@@ -211,6 +118,8 @@ export const configSchema = table({
     on_unknown: choice("retry", "fail").prefault("retry"),
     on_disconnect: choice("continue", "cancel").prefault("continue"),
     priority: choice("interactive", "default", "batch").optional(),
+    failover_after: failoverAfter.prefault("1s"),
+    ...wishes,
   }).prefault({}),
   retry: table({
     held_backoff_base: duration().prefault("250ms"),
@@ -220,7 +129,9 @@ export const configSchema = table({
     lane_backoff_base: duration().prefault("1s"),
     lane_backoff_max: duration().prefault("60s"),
     unreachable_after: duration().prefault("30s"),
+    ...retryBudget,
   }).prefault({}),
+  breaker,
   limits: table({
     max_queued: wholeNumber(1, 1_000_000_000).prefault(1_000_000),
     max_held: wholeNumber(1, 1_000_000).prefault(10_000),
@@ -228,8 +139,8 @@ export const configSchema = table({
   }).prefault({}),
   timeouts: table({
     connect: duration(1, probePatienceMs).prefault("5s"),
-    attempt: duration().prefault("600s"),
     // The defaults of these are the profile's.
+    attempt: duration().optional(),
     first_token: duration().optional(),
     idle: duration().optional(),
   }).prefault({}),
@@ -238,16 +149,10 @@ export const configSchema = table({
     level: choice("fatal", "error", "warn", "info", "debug", "silent").prefault("info"),
   }).prefault({}),
   api_keys: list(apiKey).prefault([]),
-  upstreams: named(
-    "letters, digits, - or _, beginning with a letter or a digit",
-    /^[a-z0-9][a-z0-9_-]*$/i,
-    upstream,
-  ).prefault({}),
-  routes: named(
-    "the name of a model, or a glob",
-    /\S/,
-    list(target).min(1, "must name at least one upstream"),
-  ).prefault({}),
+  upstreams: named(plainName.expected, plainName.pattern, upstream).prefault({}),
+  limit_groups: limitGroups,
+  routes: named("the name of a model, or a glob", /\S/, route).prefault({}),
+  prices,
 });
 
 export type ConfigFile = z.output<typeof configSchema>;
@@ -258,9 +163,13 @@ export interface SchemaKey {
   kind: "scalar" | "list" | "table";
 }
 
-/** All keys that the file may have, in the schema's order, tables left out unless their keys are free values. */
+/**
+ * All keys that the file may have, in the schema's order, tables left out unless their keys are free values or they may
+ * be `true` or `false` instead.
+ */
 export function schemaKeys(schema: z.core.$ZodType = configSchema, path: string[] = []): SchemaKey[] {
   const inner = unwrap(schema);
+  if (inner instanceof z.ZodUnion) return inner.options.flatMap((option) => schemaKeys(option, path));
   if (inner instanceof z.ZodObject) {
     return Object.entries<z.core.$ZodType>(inner.shape).flatMap(([key, value]) =>
       schemaKeys(value, [...path, key]),
@@ -281,11 +190,19 @@ export function schemaKeys(schema: z.core.$ZodType = configSchema, path: string[
 export function allowedKeys(path: readonly PropertyKey[]): string[] {
   let schema = unwrap(configSchema);
   for (const segment of path) {
+    if (schema instanceof z.ZodUnion)
+      schema = option(schema, typeof segment === "number" ? z.ZodArray : z.ZodObject);
     if (schema instanceof z.ZodObject) schema = unwrap(schema.shape[segment as string]);
     else if (schema instanceof z.ZodArray) schema = unwrap(schema.element);
     else if (schema instanceof z.ZodRecord) schema = unwrap(schema.valueType);
   }
+  if (schema instanceof z.ZodUnion) schema = option(schema, z.ZodObject);
   return schema instanceof z.ZodObject ? Object.keys(schema.shape) : [];
+}
+
+/** The form of this kind, of a key that has several. */
+function option(union: z.ZodUnion, kind: typeof z.ZodArray | typeof z.ZodObject): z.core.$ZodType {
+  return union.options.map(unwrap).find((schema) => schema instanceof kind) ?? union;
 }
 
 /** What is left without defaults, optionality and conversions of the input. */

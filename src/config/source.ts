@@ -1,5 +1,6 @@
 import { existsSync, readFileSync } from "node:fs";
 import { parse, TomlError } from "smol-toml";
+import { isTable } from "./field.ts";
 import { environmentUpstreams } from "./providers.ts";
 import { type SchemaKey, schemaKeys } from "./schema.ts";
 import { nearest } from "./suggestion.ts";
@@ -92,10 +93,6 @@ export function variableName(path: readonly string[]): string {
   return `OUTLAST_${path.join("_").toUpperCase()}`;
 }
 
-export function isTable(value: unknown): value is Table {
-  return typeof value === "object" && value !== null && !Array.isArray(value) && !(value instanceof Date);
-}
-
 function findFile(flag: string | undefined, variable: string | undefined) {
   if (flag !== undefined) return { path: flag, origin: "--config" };
   if (variable !== undefined) return { path: variable, origin: "OUTLAST_CONFIG" };
@@ -160,7 +157,8 @@ function overlayEnvironment(
       .filter(hasVariable)
       .map((key) => [variableName(key.path), key]),
   );
-  for (const variable of Object.keys(env).filter((name) => name.startsWith("OUTLAST_"))) {
+  const given = Object.keys(env).filter((name) => name.startsWith("OUTLAST_"));
+  for (const variable of given) {
     const value = read(variable);
     if (value === undefined || variable === "OUTLAST_CONFIG" || isServiceLink(variable, value)) continue;
     const key = keys.get(variable);
@@ -168,6 +166,14 @@ function overlayEnvironment(
       .split(",")
       .map((item) => item.trim())
       .filter(Boolean);
+    const whole = key && keys.get(variableName(key.path.slice(0, -1)));
+    if (whole && read(variableName(whole.path)) !== undefined) {
+      draft.problems.push(
+        `${variable}: cannot be set beside ${variableName(whole.path)} (from the environment)`,
+      );
+      continue;
+    }
+    if (whole && !isTable(valueAt(draft.values, whole.path))) put(draft, whole.path, {}, variable);
     if (key) put(draft, key.path, key.kind === "list" ? items : value, variable);
     else if (variable === "OUTLAST_API_KEYS")
       put(
