@@ -2,9 +2,13 @@
 
 import type {
   AttemptRecord,
+  CallSize,
+  Degraded,
   Expectation,
   Failure,
+  Findings,
   Owner,
+  Problem,
   RequestRecord,
   State,
   Transition,
@@ -15,13 +19,17 @@ export interface World {
   clock: Clock;
   random: Random;
   store: Store;
+  flow: FlowStore;
+  cache: CacheStore;
   upstream: Upstream;
   observer: Observer;
 }
 
 export interface Clock {
-  /** Epoch ms. */
+  /** Epoch ms. Somebody may set this clock, to earlier or later. */
   now(): number;
+  /** Ms of a clock that nobody sets, from whatever beginning: for how long something takes. */
+  ticks(): number;
   /** Runs `run` once after `delayMs`; the returned function cancels. Delays of a second and more may be rounded up. */
   timer(delayMs: number, run: () => void): () => void;
 }
@@ -33,7 +41,10 @@ export interface Random {
   id(): string;
 }
 
-/** Parts of a request that are kept apart from its row. Heads are JSON. */
+/**
+ * Parts of a request that are kept apart from its row. Heads are JSON: number 0 is what goes with the body, one
+ * behind it (`Feedback`) what the attempt that follows is told beside it.
+ */
 export type PartKind = "head" | "body" | "answer_head" | "answer";
 export interface Part {
   kind: PartKind;
@@ -73,8 +84,10 @@ export type ChangeSet =
       parts?: Part[];
       /** The last events of its stream. */
       events?: EventsWritten;
-      /** Drop the answer, and the events, of the round before. */
+      /** Drop the answer, the events and the feedback of the round before. */
       dropAnswer?: boolean;
+      /** Parts of the answer that other requests may be given. */
+      vectors?: Vector[];
     }
   /** The next events of a request that is being processed; `forks` as they are from now on, see `RequestRecord`. */
   | { kind: "events"; id: string; expect: Expectation; forks: number[]; events: EventsWritten }
@@ -85,7 +98,58 @@ export type ChangeSet =
   /** After a start: nobody is connected, so every such request is an orphan; what was answered is perhaps not known. */
   | { kind: "all_orphaned"; at: number; forgetBefore: number }
   /** The callers of these requests have their answers: they are never orphans. */
-  | { kind: "answered"; ids: string[] };
+  | { kind: "answered"; ids: string[] }
+  /**
+   * The wall clock, which said `before`, was set: whoever waits for a while still waits for that while, who was due is
+   * due, and deadlines are as far away as before.
+   */
+  | { kind: "clock_set"; byMs: number; before: number }
+  /** What a caller was given while its request goes on. */
+  | { kind: "degraded"; id: string; degraded: Degraded }
+  /** What was learned of lanes and upstreams, each in place of what was known under its name. */
+  | { kind: "flow"; rows: FlowRow[] };
+
+/** What is known of a lane or an upstream beyond this process: JSON that only core reads. */
+export interface FlowRow {
+  name: string;
+  value: string;
+}
+
+/** An attempt that has ended, as far as limits need to know it. */
+export interface RecentCall {
+  upstream: string;
+  model: string;
+  startedAt: number;
+  /** JSON text of what it used, where the upstream told. */
+  usage?: string;
+  size?: CallSize;
+  verdict: Verdict;
+}
+
+/** What outlives a start of the knowledge about upstreams. */
+export interface FlowStore {
+  flow(): Promise<FlowRow[]>;
+  /** Attempts that began at this instant or later, and have ended. Epoch ms. */
+  calledSince(at: number): Promise<RecentCall[]>;
+}
+
+/** A part of an answer under the SHA-256 (hex) of what it is the answer to. */
+export interface Vector {
+  /** With what else keeps vectors apart: only equal texts meet. */
+  project: string;
+  hash: string;
+  bytes: Uint8Array;
+  /** Epoch ms. */
+  createdAt: number;
+}
+
+/** Answers that were given before. */
+export interface CacheStore {
+  /** The newest completed request of the project with this body hash that ended after the instant (epoch ms). */
+  newest(project: string, bodyHash: string, endedAfter: number): Promise<RequestRecord | undefined>;
+  /** Those of the vectors that are known and were created after the instant. */
+  vectors(project: string, hashes: string[], createdAfter: number): Promise<Vector[]>;
+}
 
 /** What a keyless call may get instead of a request of its own. Instants are epoch ms. */
 export interface Repeats {
@@ -194,6 +258,22 @@ export interface UpstreamCall {
   body: Uint8Array;
   /** The answer is wanted as a stream. */
   stream?: StreamWish;
+  /** What the answer is measured by. */
+  checks?: Checks;
+  /** Messages, as JSON texts, to be added behind those of the body. */
+  feedback?: string[];
+}
+
+/** What an answer is measured by. */
+export interface Checks {
+  /** JSON was asked for: whether it came is among the findings. */
+  json: boolean;
+  /** What the content has to follow, as JSON Schema. */
+  schema?: unknown;
+  /** Problems that make an answer invalid; empty where they are only noted. */
+  invalidIf: Problem[];
+  /** The attempt that follows an invalid answer is told that answer, and what is wrong with it. */
+  feedback: boolean;
 }
 
 export interface StreamWish {
@@ -234,6 +314,12 @@ export interface AnswerFacts {
   model?: string;
   /** JSON text of the answer's `usage`. */
   usage?: string;
+  /** What a completion was found to be; absent for anything else. */
+  findings?: Findings;
+  /** Why the answer is not valid, for people; absent where it is, or where nobody asked. */
+  invalid?: string[];
+  /** For the attempt that follows an invalid answer, where that was asked for: see `UpstreamCall.feedback`. */
+  feedback?: string[];
   /** An error object in the body, whatever the status. Scrubbed of keys and organisation ids. */
   error?: { message: string; type?: string; code?: string; param?: string };
 }
@@ -249,7 +335,10 @@ export type Outcome =
       firstByteAt: number;
     }
   | { kind: "network_error"; code: string; sent: boolean }
-  | { kind: "timeout"; phase: "connect" | "headers" | "first_token" | "idle" | "attempt" | "deadline" }
+  | {
+      kind: "timeout";
+      phase: "connect" | "headers" | "first_token" | "idle" | "attempt" | "share" | "deadline";
+    }
   | { kind: "aborted"; sent: boolean };
 
 /**
@@ -290,6 +379,8 @@ export interface Upstream {
   forward(call: ForwardCall, abort: Abort): Promise<ForwardReply>;
   /** The models that an upstream lists, or undefined where it could not be asked. */
   models(upstream: string): Promise<string[] | undefined>;
+  /** Why answers could not be measured by this JSON Schema; undefined where they can. */
+  schemaProblem(schema: unknown): string | undefined;
 }
 
 /** Tells what happened; no prompt, answer or secret is ever in it. */
@@ -318,6 +409,13 @@ export type Told =
   | { event: "fenced"; id: string; attempt: number }
   | { event: "gate_closed"; gate: string; why: string; until: number; strikes: number }
   | { event: "gate_opened"; gate: string }
+  | { event: "breaker_opened"; breaker: string; why: string; until: number; opens: number }
+  | { event: "breaker_closed"; breaker: string }
+  | { event: "concurrency_lowered"; lane: string; limit: number }
+  | { event: "clock_set"; byMs: number }
+  | { event: "parked"; id: string; upstream: string; until: number }
+  | { event: "degraded"; id: string; degraded: Degraded }
+  | { event: "cache_hit"; id: string; from: string }
   | { event: "alert"; lane: string; code: string; status: number; message: string }
   | { event: "recovered"; interrupted: number; waiting: number }
   | { event: "storage_trouble"; kind: "full" | "failed" | "low"; message: string }

@@ -42,6 +42,8 @@ export interface Terms {
   maxAttempts: number;
   /** How long the request may take, from `runAt`. */
   deadlineMs: number;
+  /** That is the caller's own wish. */
+  ownDeadline?: boolean;
   onUnknown: OnUnknown;
   onDisconnect: OnDisconnect;
   /** A plain SDK call: nobody can come back for the answer, so budgets are short. */
@@ -50,7 +52,36 @@ export interface Terms {
   upstream?: string;
   /** Where the answer is asked for as a stream. */
   stream?: StreamTerms;
+  /** What the call is reckoned by where tokens are limited; a record of an earlier version has none. */
+  size?: CallSize;
+  /** How many attempts of a round may follow one whose answer was not valid. */
+  maxInvalid?: number;
 }
+
+/** How much a call asks for, as far as that can be told without a tokenizer. */
+export interface CallSize {
+  /** Bytes of text in the prompt, as UTF-8. */
+  textBytes: number;
+  /** Tokens that its images, sounds and files are reckoned at. */
+  mediaTokens: number;
+  /** The most tokens that the answer may have, over all its choices; undefined where the caller sets no limit. */
+  maxOutput?: number;
+}
+
+/** What can be wrong with an answer that came with status 200. */
+export type Problem = "refusal" | "content_filter" | "length" | "empty" | "invalid_json" | "schema_mismatch";
+
+/** What an answer was found to be. */
+export interface Findings {
+  /** Of its first choice. */
+  finishReason?: string;
+  problems: Problem[];
+  /** What does not follow the schema: places and rules, nothing of the answer itself. */
+  details?: string[];
+}
+
+/** A caller was given something else than the answer: an older one, or a fixed one. */
+export type Degraded = "stale" | "fixed";
 
 export interface StreamTerms {
   /** `buffered`: nothing is delivered before the answer is whole. */
@@ -84,6 +115,8 @@ export interface RequestRecord {
   counted: number;
   /** Attempts of this round that the upstream throttled. */
   throttled: number;
+  /** Attempts of this round whose answer was not valid. */
+  invalid: number;
   /** Lanes that refused this request for good in this round. */
   excluded: string[];
   /** Since when the upstream of this request could not be reached, if so. */
@@ -103,6 +136,16 @@ export interface RequestRecord {
   responseId?: string;
   /** The answer's `usage`, as JSON text. */
   usage?: string;
+  /** What all attempts have cost so far, in the currency of the price table; undefined where no price is known. */
+  cost?: number;
+  /** Of the newest answer. */
+  findings?: Findings;
+  /** What its caller was given while it went on. */
+  degraded?: Degraded;
+  /** SHA-256 (hex) of the canonical body; only where the request may be answered by an equal one, or answer one. */
+  bodyHash?: string;
+  /** The request whose answer it got without a call. */
+  cachedFrom?: string;
   error?: Failure;
   lastErrorCode?: string;
   /** Why it ended as it did. */
@@ -136,6 +179,8 @@ export interface AttemptRecord {
   retryAt?: number;
   providerRequestId?: string;
   usage?: string;
+  cost?: number;
+  findings?: Findings;
 }
 
 export type Reason =
@@ -150,6 +195,7 @@ export type Reason =
   | "outcome_unknown"
   | "unreachable"
   | "interrupted"
+  | "invalid_output"
   | "cancelled";
 
 /** What an ended attempt leaves on its record. */
@@ -161,6 +207,8 @@ export interface AttemptResult {
   responseId?: string;
   servedModel?: string;
   usage?: string;
+  cost?: number;
+  findings?: Findings;
   /** Absent on success. */
   failure?: Failure;
 }
@@ -175,8 +223,8 @@ export type RequestEvent =
   | { type: "started"; now: number; owner: Owner }
   | { type: "ended"; now: number; result: AttemptResult; step: Step }
   | { type: "interrupted"; now: number; result: AttemptResult; step: Step }
-  /** Of a stream that is under way: what it has used, and its forks. */
-  | { type: "cancelled"; now: number; usage?: string; forks?: number[] }
+  /** Of a stream that is under way: what it has used and cost, and its forks. */
+  | { type: "cancelled"; now: number; usage?: string; cost?: number; forks?: number[] }
   | { type: "gave_up"; now: number; failure: Failure; reason: Reason }
   | { type: "rerouted"; now: number; lane: string }
   | {
@@ -220,8 +268,8 @@ export const chart: Record<RequestEvent["type"], { from: State[]; to: State[] }>
 export const isTerminal = (state: State): boolean =>
   state === "completed" || state === "failed" || state === "cancelled";
 
-/** Want of time, of attempts or of a reachable upstream. */
-export const reasonsInVain: readonly Reason[] = ["exhausted", "deadline", "unreachable"];
+/** Want of time, of attempts, of a reachable upstream or of a valid answer. */
+export const reasonsInVain: readonly Reason[] = ["exhausted", "deadline", "unreachable", "invalid_output"];
 
 /** Failed for want of something, not by a refusal: another round may succeed. */
 export const failedInVain = ({ state, endReason }: RequestRecord): boolean =>
@@ -302,6 +350,9 @@ function ended(record: RequestRecord, event: { now: number; result: AttemptResul
     owner: undefined,
     counted: record.counted + (counted ? 1 : 0),
     throttled: record.throttled + (result.verdict === "throttled" ? 1 : 0),
+    invalid: record.invalid + (result.verdict === "invalid_output" ? 1 : 0),
+    cost: result.cost === undefined ? record.cost : (record.cost ?? 0) + result.cost,
+    findings: result.findings ?? record.findings,
     unreachableSince: result.verdict === "not_sent" ? (record.unreachableSince ?? now) : undefined,
     duplicatePossible: record.duplicatePossible || ambiguousAgain,
     lastErrorCode: result.failure?.code ?? record.lastErrorCode,
@@ -347,12 +398,15 @@ function endedAttempt(
     retryAt: step.kind === "retry" ? step.dueAt : undefined,
     providerRequestId: result.providerRequestId,
     usage: result.usage,
+    cost: result.cost,
+    findings: result.findings,
   };
 }
 
 function cancelled(record: RequestRecord, event: Extract<RequestEvent, { type: "cancelled" }>) {
   const { now, usage = record.usage, forks = record.forks } = event;
-  const before = { ...record, lastErrorCode: "request_cancelled", usage, forks };
+  const cost = event.cost === undefined ? record.cost : (record.cost ?? 0) + event.cost;
+  const before = { ...record, lastErrorCode: "request_cancelled", usage, cost, forks };
   const next = over(before, "cancelled", now, "cancelled");
   if (record.state !== "processing") return { record: next };
   const attempt: AttemptRecord = {
@@ -362,6 +416,7 @@ function cancelled(record: RequestRecord, event: Extract<RequestEvent, { type: "
     errorCode: "request_cancelled",
     reason: "cancelled",
     usage: event.usage,
+    cost: event.cost,
   };
   return { record: next, attempt };
 }
@@ -392,8 +447,11 @@ function revived(record: RequestRecord, event: Extract<RequestEvent, { type: "re
     round: record.round + 1,
     counted: 0,
     throttled: 0,
+    invalid: 0,
     excluded: [],
     unreachableSince: undefined,
+    findings: undefined,
+    degraded: undefined,
     lane: event.lane,
     terms: event.terms,
     dueAt: event.dueAt,

@@ -18,13 +18,13 @@ export class Watchers {
 
   /** Tells those who wait, after a change has been committed. What was written is handed on; nothing is read back. */
   tell(change: ChangeSet): void {
-    if (change.kind !== "change") return;
-    const { record } = change.transition;
+    if (change.kind !== "change" && change.kind !== "accept") return;
+    const { record } = change.kind === "change" ? change.transition : change;
     if (!isTerminal(record.state)) return;
     const those = this.byId.get(record.id);
     if (!those) return;
     this.byId.delete(record.id);
-    const answer = change.parts ?? [];
+    const answer = (change.parts ?? []).filter(({ kind }) => kind === "answer_head" || kind === "answer");
     for (const onEnded of those) onEnded({ record, answer });
   }
 }

@@ -1,7 +1,17 @@
 /** What every store has to do, asked through the port alone. */
 
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from "vitest";
-import type { ChangeSet, Ended, ListQuery, Part, PartKind, ReadyGroup, Store } from "../../src/core/ports.ts";
+import type {
+  CacheStore,
+  ChangeSet,
+  Ended,
+  FlowStore,
+  ListQuery,
+  Part,
+  PartKind,
+  ReadyGroup,
+  Store,
+} from "../../src/core/ports.ts";
 import type { Owner, RequestRecord, Transition } from "../../src/core/request.ts";
 import { attemptUnderWay, startAtOnce } from "../../src/core/request.ts";
 import {
@@ -25,15 +35,18 @@ import {
   starts,
   walk,
 } from "../support/builders.ts";
+import { learnedConformance } from "./learned.ts";
 import { orphanConformance } from "./orphans.ts";
 import { streamConformance } from "./streams.ts";
 
+type WholeStore = Store & FlowStore & CacheStore;
+
 export interface Opened {
-  store: Store;
+  store: WholeStore;
   /** The right that this start has. */
   owner: Owner;
   /** Stops, and starts again on what was stored. */
-  reopen?: () => Promise<{ store: Store; owner: Owner }>;
+  reopen?: () => Promise<{ store: WholeStore; owner: Owner }>;
   close(): Promise<void>;
 }
 
@@ -399,9 +412,10 @@ export function storeConformance(name: string, open: () => Promise<Opened>): voi
         async (_, over) => {
           const full = aFullRecord(over);
           const { id, project, endpoint, model, priority, createdAt } = full;
-          const { idempotencyKey, fingerprint, callHash, tags } = full;
+          const { idempotencyKey, fingerprint, callHash, bodyHash, cachedFrom, tags } = full;
           const fixed = { id, project, endpoint, model, priority, createdAt };
-          const empty = aRequest({ ...fixed, idempotencyKey, fingerprint, callHash, tags });
+          const known = { idempotencyKey, fingerprint, callHash, bodyHash, cachedFrom, tags };
+          const empty = aRequest({ ...fixed, ...known });
           await accept(empty);
           expect(await store.get(id)).toEqual(empty);
           const { state, attempt, round } = empty;
@@ -1045,6 +1059,7 @@ export function storeConformance(name: string, open: () => Promise<Opened>): voi
 
     orphanConformance(open);
     streamConformance(open);
+    learnedConformance(open);
 
     test("has space for new work", () => {
       expect(store.hasSpace()).toBe(true);

@@ -24,7 +24,9 @@ type Row = Record<string, unknown>;
 const owner = { node: "local", epoch: 1 };
 const lane = "fake/gpt-test";
 const callHash = "ab".repeat(32);
+const bodyHash = "ef".repeat(32);
 const events = { after: 0, bytes: Buffer.from("{}"), anew: false };
+const vector = { project: "default", hash: callHash, createdAt: start, bytes: Buffer.from("[1]") };
 
 let dir: string;
 let path: string;
@@ -78,9 +80,10 @@ beforeAll(() => {
   const results = engine.commitAll([
     { kind: "accept", record, parts, key },
     { kind: "change", transition: begun! },
-    { kind: "change", transition: ended!, events },
+    { kind: "change", transition: ended!, events, vectors: [vector] },
+    { kind: "flow", rows: [{ name: lane, value: "{}" }] },
   ]);
-  expect(results).toEqual(Array(3).fill({ status: "applied" }));
+  expect(results).toEqual(Array(4).fill({ status: "applied" }));
   db = new KeptDatabase(path);
   db.pragma("foreign_keys = ON");
   tables = rows<{ name: string }>(
@@ -94,7 +97,9 @@ afterAll(() => {
   rmSync(dir, { recursive: true, force: true });
 });
 
-const children = (): string[] => tables.filter((table) => table !== "nodes" && table !== "requests");
+/** Tables whose rows are of no one request. */
+const ownTables = ["nodes", "requests", "flow", "vectors"];
+const children = (): string[] => tables.filter((table) => !ownTables.includes(table));
 
 describe("every table", () => {
   test("is filled by these tests", () => {
@@ -107,6 +112,8 @@ describe("every table", () => {
         "events",
         "attempts",
         "held",
+        "flow",
+        "vectors",
       ]),
     );
     expect(tables.filter((table) => count(table) === 0)).toEqual([]);
@@ -147,7 +154,7 @@ describe("every table", () => {
 });
 
 describe("a closed set of words", () => {
-  const closed = ["state", "verdict", "kind", "codec"];
+  const closed = ["state", "verdict", "kind", "codec", "degraded"];
   const holders = () =>
     tables.flatMap((table) =>
       columns(table)
@@ -199,6 +206,9 @@ describe("a closed set of words", () => {
     ["terms that are no JSON", { terms: "{" }],
     ["forks that are no JSON", { forks: "[1" }],
     ["an attempt before the first", { attempt: -1 }],
+    ["less than no invalid answer", { invalid: -1 }],
+    ["findings that are no JSON", { findings: "{" }],
+    ["a body's hash that is no SHA-256", { body_hash: Buffer.alloc(33) }],
     ["a fingerprint that is no SHA-256", { fingerprint: Buffer.alloc(31) }],
   ])("goes with rules about rows: there is never %s", (_, change) => {
     const set = Object.keys(change).map((name) => `${name} = ?`);
@@ -213,6 +223,8 @@ test.each([
   ["parts", ["request_seq", "kind", "seq"]],
   ["events", ["request_seq", "seq"]],
   ["attempts", ["request_seq", "number"]],
+  ["flow", ["name"]],
+  ["vectors", ["project", "hash"]],
 ])("there is one row in %s for each %j", (table, expected) => {
   const unique = indexes(table).filter((index) => index.unique && !index.partial);
   expect(unique.map((index) => index.columns)).toContainEqual(expected);
@@ -262,6 +274,9 @@ describe("a query of the scheduler", () => {
     ["parts", (it) => it.parts("req_1", ["body"])],
     ["events", (it) => it.events(streamed, 0, 1000)],
     ["attempts", (it) => it.attempts("req_1")],
+    ["recent calls", (it) => it.calledSince(0)],
+    ["the newest answer to a body", (it) => it.newest("default", bodyHash, 0)],
+    ["vectors", (it) => it.vectors("default", [callHash], 0)],
     ["a page of a list", (it) => it.list({ project: "default", order: "desc", limit: 10 })],
   ])("for %s scans no table, and sorts nothing", (_, read) => {
     const details = plan(read);
@@ -275,6 +290,29 @@ describe("a query of the scheduler", () => {
       "SEARCH events USING INDEX sqlite_autoindex_events_1 (request_seq=? AND seq<?)",
       "SEARCH events USING INDEX sqlite_autoindex_events_1 (request_seq=? AND seq>?)",
     ]);
+  });
+
+  test.each<[string, (engine: Engine) => void, string[]]>([
+    [
+      "recent calls",
+      (it) => it.calledSince(0),
+      [
+        "SEARCH attempts USING INDEX attempts_started (started_at>?)",
+        "SEARCH requests USING INTEGER PRIMARY KEY (rowid=?)",
+      ],
+    ],
+    [
+      "the newest answer to a body",
+      (it) => it.newest("default", bodyHash, 0),
+      ["SEARCH requests USING INDEX requests_bodies (project=? AND body_hash=? AND ended_at>?)"],
+    ],
+    [
+      "vectors",
+      (it) => it.vectors("default", [callHash], 0),
+      ["SEARCH vectors USING INDEX sqlite_autoindex_vectors_1 (project=? AND hash=?)"],
+    ],
+  ])("for %s reads no row that it does not want, along its own index", (_, read, expected) => {
+    expect(plan(read)).toEqual(expected);
   });
 
   test("keeps requests that have ended out of the indexes of those that wait", () => {
@@ -340,11 +378,25 @@ describe("a statement of the writer", () => {
       [
         "SEARCH requests USING INDEX sqlite_autoindex_requests_1 (id=?)",
         "SEARCH events USING COVERING INDEX sqlite_autoindex_events_1 (request_seq=?)",
+        "SEARCH parts USING COVERING INDEX sqlite_autoindex_parts_1 (request_seq=?)",
       ],
+    ],
+    [
+      "new vectors, and those that are too old",
+      { kind: "change", transition: walk(running.record, completes())[0]!, vectors: [vector] },
+      [
+        "SEARCH vectors USING INTEGER PRIMARY KEY (rowid=?)",
+        "SEARCH vectors USING COVERING INDEX vectors_age (created_at<?)",
+      ],
+    ],
+    [
+      "what a caller was given instead",
+      { kind: "degraded", id: running.record.id, degraded: "stale" },
+      ["SEARCH requests USING INDEX sqlite_autoindex_requests_1 (id=?)"],
     ],
   ];
 
-  /** The plans of the statements about held calls and streams that a change takes. */
+  /** The plans of the statements about held calls, streams and answers that a change takes. */
   function plan(change: ChangeSet): string[] {
     const own = join(dir, "plan.db");
     const fresh = new Engine(own, { readonly: false });
@@ -353,7 +405,7 @@ describe("a statement of the writer", () => {
     statements.clear();
     fresh.commitAll([change]);
     const texts = [...statements.keys()].filter((text) =>
-      /\bheld\b|call_hash = |\bevents\b|\bforks\b/.test(text),
+      /\bheld\b|call_hash = |\bevents\b|\bforks\b|\bvectors\b|\bdegraded\b|FROM parts/.test(text),
     );
     fresh.close();
     for (const end of ["", "-wal", "-shm"]) rmSync(own + end, { force: true });
@@ -378,7 +430,7 @@ describe("a statement of the writer", () => {
   );
 });
 
-describe.each([1, 2])("a file of schema %i", (version) => {
+describe.each([1, 2, 3])("a file of schema %i", (version) => {
   const released = readFileSync(new URL(`./released/schema-${version}.sql`, import.meta.url), "utf8");
   const second = { node: "local", epoch: 2 };
   let own: string;
@@ -430,7 +482,7 @@ describe.each([1, 2])("a file of schema %i", (version) => {
 
   test("still has every row that it had, in every column that there still is", () => {
     const now = new KeptDatabase(own, { readonly: true });
-    const gone: Record<number, string[]> = { 1: ["requests.answered"], 2: [] };
+    const gone: Record<number, string[]> = { 1: ["requests.answered"], 2: [], 3: [] };
     const lost: string[] = [];
     for (const { name: table } of inOld<{ name: string }>(
       "SELECT name FROM sqlite_master WHERE type = 'table'",
@@ -458,6 +510,53 @@ describe.each([1, 2])("a file of schema %i", (version) => {
     expect(today.commitAll([change])).toEqual([{ status: "applied" }]);
     expect(today.get(expected.id)).toEqual({ ...expected, forks: [0] });
     expect(today.events(expected.id, 0, 1000)).toEqual([{ after: 0, bytes: events.bytes }]);
+  });
+
+  test("has the streams that it had", () => {
+    const had = version >= 3;
+    const batches = had
+      ? inOld(`SELECT id, events.seq AS after, bytes FROM events JOIN requests ON requests.seq = request_seq
+          ORDER BY request_seq, after`)
+      : [];
+    const all = today.list({ project: "default", order: "asc", limit: 100 });
+    expect(all.flatMap(({ id }) => today.events(id, 0, 10_000).map((batch) => ({ id, ...batch })))).toEqual(
+      batches,
+    );
+    expect(batches).toHaveLength(had ? 4 : 0);
+    const forked = all.filter(({ forks }) => forks.length > 0).map(({ id, forks }) => [id, forks]);
+    const expected = ["req_stream_completed", "req_stream_revived"].map((id) => [id, [0]]);
+    expect(forked).toEqual(had ? expected : []);
+  });
+
+  test("has requests of which nothing was found or paid, and that may be answered otherwise from now on", () => {
+    const expected = today.get("req_held_processing")!;
+    const none = { cost: undefined, findings: undefined, degraded: undefined };
+    expect(expected).toMatchObject({ invalid: 0, bodyHash: undefined, cachedFrom: undefined, ...none });
+    const [, attempt] = today.attempts("req_keyed_completed");
+    expect(attempt).toMatchObject({ verdict: "success", cost: undefined, findings: undefined });
+    expect([today.flow(), today.vectors("default", [callHash], 0)]).toEqual([[], []]);
+    const changes: ChangeSet[] = [
+      { kind: "degraded", id: expected.id, degraded: "stale" },
+      { kind: "change", transition: walk(expected, completes({ cost: 1.5 }))[0]!, vectors: [vector] },
+      { kind: "flow", rows: [{ name: lane, value: "1" }] },
+    ];
+    expect(today.commitAll(changes)).toEqual(Array(3).fill({ status: "applied" }));
+    expect(today.get(expected.id)).toMatchObject({ state: "completed", degraded: "stale", cost: 1.5 });
+    expect(today.attempts(expected.id)).toMatchObject([{ cost: 1.5 }]);
+    expect(today.vectors("default", [callHash], 0)).toEqual([vector]);
+    expect(today.flow()).toEqual([{ name: lane, value: "1" }]);
+  });
+
+  test("has its attempts found by when they began", () => {
+    const ended = inOld<{ upstream: string; startedAt: number; verdict: string }>(
+      `SELECT upstream, started_at AS startedAt, verdict FROM attempts WHERE ended_at IS NOT NULL
+        ORDER BY started_at, request_seq, number`,
+    );
+    expect(ended.length).toBeGreaterThan(5);
+    expect(today.calledSince(0)).toMatchObject(ended);
+    const middle = ended[4]!.startedAt;
+    expect(today.calledSince(middle + 1)).toMatchObject(ended.filter(({ startedAt }) => startedAt > middle));
+    expect(today.newest("default", bodyHash, 0)).toBeUndefined();
   });
 
   test("still has every request as it was", () => {
@@ -524,7 +623,12 @@ describe.each([1, 2])("a file of schema %i", (version) => {
   test("goes on: what was interrupted is found, and can be finished", () => {
     expect(today.nextEpoch("local", start)).toBe(second.epoch);
     const interrupted = today.interrupted(second, 10).map(({ id }) => id);
-    expect(interrupted).toEqual(["req_held_processing", "req_held_second_attempt", "req_keyed_processing"]);
+    expect(interrupted).toEqual([
+      "req_held_processing",
+      "req_held_second_attempt",
+      "req_keyed_processing",
+      ...(version >= 3 ? ["req_stream_processing"] : []),
+    ]);
     const [transition] = walk(today.get("req_held_second_attempt")!, completes());
     expect(today.commitAll([{ kind: "change", transition: transition! }])).toEqual([{ status: "applied" }]);
     expect(today.attempts("req_held_second_attempt")).toMatchObject([

@@ -33,6 +33,7 @@ export function record(some: Partial<RequestRecord> = {}): RequestRecord {
     round: 1,
     counted: 0,
     throttled: 0,
+    invalid: 0,
     excluded: [],
     owner: state === "processing" ? { node: "local", epoch: 1 } : undefined,
     terms: terms(),

@@ -5,11 +5,14 @@ import type {
   ChangeSet,
   CommitResult,
   EventBatch,
+  FlowRow,
   ListQuery,
   Part,
   PartKind,
   ReadyGroup,
+  RecentCall,
   Repeats,
+  Vector,
 } from "../../core/ports.ts";
 import {
   type AttemptRecord,
@@ -26,6 +29,14 @@ import * as rows from "./rows.ts";
 
 /** The WAL-reset bug of 3.7.0–3.51.2 can corrupt a file (research: sqlite.org/wal.html, fixed in 3.51.3). */
 const oldestVersion = "3.51.3";
+
+/**
+ * Vectors are many, and asked for again at little cost: one that nobody has made anew for this long only takes up
+ * the disk, whatever age its readers would put up with. Who writes new ones sweeps out as many that are older, and
+ * these many more: so the old ones become fewer with every write, and none of the writes is slow.
+ */
+const vectorLifeMs = 30 * 24 * 60 * 60 * 1000;
+const vectorsSweptBeside = 16;
 
 /** The log is copied into the database when it holds this many pages. */
 const longLogPages = 1000;
@@ -48,19 +59,25 @@ export type Reads = Pick<
   | "expiring"
   | "toldToWait"
   | "interrupted"
+  | "flow"
+  | "calledSince"
+  | "newest"
+  | "vectors"
 >;
 
 const applied: CommitResult = { status: "applied" };
 
 const acceptColumns = [...rows.fixedColumns, ...rows.roundColumns, ...rows.changingColumns];
-const isHash = (column: string): boolean => column === "fingerprint" || column === "call_hash";
+const isHash = (column: string): boolean => ["fingerprint", "call_hash", "body_hash"].includes(column);
 /**
  * Forks only grow: a change that was worked out while the stream had fewer takes none away. Of two lists of which
  * one begins with the other, the longer one comes first as JSON.
  */
 const longerForks = "nullif(min(ifnull(?, '[]'), ifnull(forks, '[]')), '[]')";
-const settings = (columns: string[]): string =>
-  columns.map((column) => `${column} = ${column === "forks" ? longerForks : "?"}`).join(", ");
+/** What a caller was given instead is no part of the attempts: a change that does not know of it leaves it. */
+const keptDegraded = "coalesce(?, degraded)";
+const settings = (columns: string[], kept: Record<string, string>): string =>
+  columns.map((column) => `${column} = ${kept[column] ?? "?"}`).join(", ");
 const fence = "id = ? AND state = ? AND attempt = ? AND round = ? AND owner_node IS ? AND owner_epoch IS ?";
 
 /** Statements of the writer, and those for events. Constants, because they are found by their text. */
@@ -72,8 +89,10 @@ const sql = {
   insertAttempt: `INSERT INTO attempts (request_seq, ${rows.attemptColumns.join(", ")})
     VALUES (${marks(rows.attemptColumns.length + 1)})`,
   insertPart: "INSERT INTO parts (request_seq, kind, seq, bytes) VALUES (?, ?, ?, ?)",
-  update: `UPDATE requests SET ${settings(rows.changingColumns)} WHERE ${fence}`,
-  updateRound: `UPDATE requests SET ${settings([...rows.changingColumns, ...rows.roundColumns])} WHERE ${fence}`,
+  update: `UPDATE requests
+    SET ${settings(rows.changingColumns, { forks: longerForks, degraded: keptDegraded })} WHERE ${fence}`,
+  updateRound: `UPDATE requests
+    SET ${settings([...rows.changingColumns, ...rows.roundColumns], { forks: longerForks })} WHERE ${fence}`,
   fenced: `SELECT seq, forks FROM requests WHERE ${fence}`,
   updateForks: "UPDATE requests SET forks = ? WHERE seq = ?",
   insertEvents: "INSERT INTO events (request_seq, seq, bytes) VALUES (?, ?, ?)",
@@ -81,7 +100,16 @@ const sql = {
     ORDER BY seq DESC LIMIT 1`,
   nextEvents: "SELECT seq AS after, bytes FROM events WHERE request_seq = ? AND seq > ? ORDER BY seq LIMIT 1",
   dropEvents: "DELETE FROM events WHERE request_seq = ?",
-  dropAnswer: "DELETE FROM parts WHERE request_seq = ? AND kind IN ('answer_head', 'answer')",
+  dropAnswer: `DELETE FROM parts
+    WHERE request_seq = ? AND (kind IN ('answer_head', 'answer') OR (kind = 'head' AND seq > 0))`,
+  insertVector: `INSERT INTO vectors (project, hash, created_at, bytes) VALUES (?, unhex(?), ?, ?)
+    ON CONFLICT (project, hash) DO UPDATE SET created_at = excluded.created_at, bytes = excluded.bytes
+    WHERE excluded.created_at > vectors.created_at`,
+  forgetSomeVectors: `DELETE FROM vectors WHERE rowid IN
+    (SELECT rowid FROM vectors WHERE created_at <= ? ORDER BY created_at LIMIT ?)`,
+  degrade: "UPDATE requests SET degraded = ? WHERE id = ?",
+  learn: `INSERT INTO flow (name, value) VALUES (?, ?)
+    ON CONFLICT (name) DO UPDATE SET value = excluded.value`,
   pruneThrottled: `DELETE FROM attempts WHERE request_seq = ?1 AND verdict = 'throttled' AND number <=
     (SELECT number FROM attempts WHERE request_seq = ?1 AND verdict = 'throttled'
       ORDER BY number DESC LIMIT 1 OFFSET ?2)`,
@@ -101,6 +129,11 @@ const sql = {
     WHERE orphaned_at IS NULL`,
   forgetSomeOrphans: `DELETE FROM held WHERE request_seq IN
     (SELECT request_seq FROM held WHERE orphaned_at <= ? ORDER BY orphaned_at LIMIT 16)`,
+  shiftDeadlines: `UPDATE requests SET deadline_at = deadline_at + ?
+    WHERE state IN ('queued', 'retrying', 'processing')`,
+  shiftDue: `UPDATE requests SET due_at = due_at + ?
+    WHERE state = 'retrying' OR (state = 'queued' AND due_at <= ?)`,
+  shiftOrphans: "UPDATE held SET orphaned_at = orphaned_at + ? WHERE orphaned_at IS NOT NULL",
   forgetHeld: "DELETE FROM held WHERE request_seq = (SELECT seq FROM requests WHERE id = ?)",
 };
 
@@ -235,8 +268,14 @@ export class Engine {
         return this.orphaned(op);
       case "all_orphaned":
         return this.allOrphaned(op);
+      case "clock_set":
+        return this.clockSet(op);
       case "answered":
         return this.answered(op);
+      case "degraded":
+        return this.degraded(op);
+      case "flow":
+        return this.learned(op);
     }
   }
 
@@ -287,8 +326,26 @@ export class Engine {
     return applied;
   }
 
+  private degraded({ id, degraded }: Extract<Op, { kind: "degraded" }>): CommitResult {
+    const { changes } = this.statement(sql.degrade).run(degraded, id);
+    return changes === 0 ? { status: "conflict", current: undefined } : applied;
+  }
+
+  private learned({ rows }: Extract<Op, { kind: "flow" }>): CommitResult {
+    for (const { name, value } of rows) this.statement(sql.learn).run(name, value);
+    return applied;
+  }
+
+  /** Instants that somebody named stay as they were named; those that only say how long there is to wait move along. */
+  private clockSet({ byMs, before }: Extract<Op, { kind: "clock_set" }>): CommitResult {
+    this.statement(sql.shiftDeadlines).run(byMs);
+    this.statement(sql.shiftDue).run(byMs, before);
+    this.statement(sql.shiftOrphans).run(byMs);
+    return applied;
+  }
+
   private change(op: Extract<Op, { kind: "change" }>): CommitResult {
-    const { id, row, round, fence, isLive, attempt, keepThrottled, dropAnswer, parts, events } = op;
+    const { id, row, round, fence, isLive, attempt, keepThrottled, dropAnswer, parts, events, vectors } = op;
     // The fence is a compare-and-set: whoever lost the request changes nothing.
     const values = round ? [...row, ...round, ...fence] : [...row, ...fence];
     const { changes } = this.statement(round ? sql.updateRound : sql.update).run(values);
@@ -303,6 +360,7 @@ export class Engine {
     }
     this.insertParts(seq, parts);
     if (events) this.insertEvents(seq, events);
+    if (vectors?.length) this.insertVectors(vectors);
     return applied;
   }
 
@@ -319,6 +377,15 @@ export class Engine {
     if (anew) this.statement(sql.dropEvents).run(seq);
     // A batch without events would stand where the next one has to.
     if (bytes.byteLength > 0) this.statement(sql.insertEvents).run(seq, after, bytes);
+  }
+
+  private insertVectors(vectors: NonNullable<Extract<Op, { kind: "change" }>["vectors"]>): void {
+    let newestAt = 0;
+    for (const vector of vectors) {
+      this.statement(sql.insertVector).run(vector);
+      newestAt = Math.max(newestAt, vector[2]);
+    }
+    this.statement(sql.forgetSomeVectors).run(newestAt - vectorLifeMs, vectors.length + vectorsSweptBeside);
   }
 
   private seqOf(id: string): number | undefined {
@@ -425,6 +492,40 @@ export class Engine {
     const sql = `SELECT * FROM requests
       WHERE state = 'processing' AND owner_node = ? AND owner_epoch < ? LIMIT ?`;
     return this.many(sql, owner.node, owner.epoch, limit);
+  }
+
+  flow(): FlowRow[] {
+    return this.statement("SELECT name, value FROM flow ORDER BY name").all() as FlowRow[];
+  }
+
+  calledSince(at: number): RecentCall[] {
+    const sql = `SELECT attempts.upstream, attempts.model, attempts.started_at, attempts.usage, verdict,
+        terms ->> '$.size' AS size
+      FROM attempts JOIN requests ON seq = request_seq
+      WHERE attempts.started_at >= ? AND attempts.ended_at IS NOT NULL
+      ORDER BY attempts.started_at, request_seq, number`;
+    return (this.statement(sql).all(at) as rows.RequestRow[]).map(rows.toRecentCall);
+  }
+
+  newest(project: string, bodyHash: string, endedAfter: number): RequestRecord | undefined {
+    const sql = `SELECT * FROM requests
+      WHERE project = ? AND body_hash = unhex(?) AND ended_at > ? AND state = 'completed' AND cached_from IS NULL
+      ORDER BY ended_at DESC, seq DESC LIMIT 1`;
+    return this.one(sql, project, bodyHash, endedAfter);
+  }
+
+  vectors(project: string, hashes: string[], createdAfter: number): Vector[] {
+    const sql = `SELECT created_at AS createdAt, bytes FROM vectors
+      WHERE project = ? AND hash = unhex(?) AND created_at > ?`;
+    // In a transaction only because that is faster than to lock the file for each.
+    return this.inTransaction(() => {
+      const found: Vector[] = [];
+      for (const hash of new Set(hashes)) {
+        const vector = this.statement(sql).get(project, hash, createdAfter);
+        if (vector) found.push({ project, hash, ...(vector as Pick<Vector, "createdAt" | "bytes">) });
+      }
+      return found;
+    }, "BEGIN");
   }
 
   close(): void {

@@ -1,10 +1,10 @@
 /** The store in process and in memory: for the simulation and for tests. Synchronous underneath, so deterministic. */
 
-import type { ChangeSet, CommitResult, Store } from "../../core/ports.ts";
+import type { CacheStore, ChangeSet, CommitResult, FlowStore, Store } from "../../core/ports.ts";
 import { Watchers } from "../watchers.ts";
 import { Engine, type Reads } from "./engine.ts";
 
-export interface MemoryStore extends Store {
+export interface MemoryStore extends Store, FlowStore, CacheStore {
   engine: Engine;
   /** Counts a start, as opening a file does. */
   nextEpoch(node: string, now: number): number;
@@ -38,6 +38,10 @@ export function openMemory(engine = new Engine(":memory:", { readonly: false }))
     expiring: read("expiring"),
     toldToWait: read("toldToWait"),
     interrupted: read("interrupted"),
+    flow: read("flow"),
+    calledSince: read("calledSince"),
+    newest: read("newest"),
+    vectors: read("vectors"),
     watch: (id, onEnded) => watchers.watch(id, onEnded),
     hasSpace: () => true,
     close: async () => engine.close(),

@@ -147,7 +147,38 @@ CREATE TABLE events (
 ALTER TABLE requests ADD COLUMN forks TEXT CHECK (json_valid(forks));
 `;
 
-const steps: string[] = [first, held, streamed];
+/** What is known of upstreams and of answers beyond one request, and what became of answers. */
+const learned = `
+ALTER TABLE requests ADD COLUMN invalid INTEGER NOT NULL DEFAULT 0 CHECK (invalid >= 0);
+ALTER TABLE requests ADD COLUMN cost REAL;
+ALTER TABLE requests ADD COLUMN findings TEXT CHECK (json_valid(findings));
+ALTER TABLE requests ADD COLUMN degraded TEXT CHECK (degraded IN ('stale', 'fixed'));
+ALTER TABLE requests ADD COLUMN body_hash BLOB CHECK (length(body_hash) = 32);
+ALTER TABLE requests ADD COLUMN cached_from TEXT;
+ALTER TABLE attempts ADD COLUMN cost REAL;
+ALTER TABLE attempts ADD COLUMN findings TEXT CHECK (json_valid(findings));
+CREATE INDEX attempts_started ON attempts (started_at);
+-- Only answers that an upstream gave: were a copy found, its copies would be ever new, and the answer never too old.
+CREATE INDEX requests_bodies ON requests (project, body_hash, ended_at)
+  WHERE body_hash IS NOT NULL AND state = 'completed' AND cached_from IS NULL;
+
+CREATE TABLE flow (
+  name TEXT PRIMARY KEY NOT NULL,
+  value TEXT NOT NULL CHECK (json_valid(value))
+) STRICT, WITHOUT ROWID;
+
+-- Parts of answers, by what they are the answer to. With a rowid: a vector is too large to be sorted in between.
+CREATE TABLE vectors (
+  project TEXT NOT NULL,
+  hash BLOB NOT NULL CHECK (length(hash) = 32),
+  created_at INTEGER NOT NULL,
+  bytes BLOB NOT NULL,
+  PRIMARY KEY (project, hash)
+) STRICT;
+CREATE INDEX vectors_age ON vectors (created_at);
+`;
+
+const steps: string[] = [first, held, streamed, learned];
 
 /** Marks a file as ours: "Outl". */
 const applicationId = 0x4f75746c;

@@ -3,7 +3,7 @@
  * faster than records do, and the thread that writes has nothing left to work out.
  */
 
-import type { ChangeSet, EventsWritten, Part, PartKind, Repeats } from "../../core/ports.ts";
+import type { ChangeSet, EventsWritten, Part, PartKind, Repeats, Vector } from "../../core/ports.ts";
 import type { Expectation } from "../../core/request.ts";
 import * as rows from "./rows.ts";
 
@@ -12,6 +12,9 @@ type PartRow<B> = [kind: PartKind, seq: number, bytes: B];
 
 /** Number of the event before, bytes, and whether what was recorded before is dropped. */
 type EventsRow<B> = [after: number, bytes: B, anew: boolean];
+
+/** Project, hash as hex, when it was created, and bytes. */
+type VectorRow<B> = [project: string, hash: string, createdAt: number, bytes: B];
 
 interface AcceptOp<B> {
   kind: "accept";
@@ -42,6 +45,7 @@ interface ChangeOp<B> {
   dropAnswer?: boolean;
   parts: PartRow<B>[];
   events?: EventsRow<B>;
+  vectors?: VectorRow<B>[];
 }
 
 interface EventsOp<B> {
@@ -88,6 +92,7 @@ function changeOp({
   parts,
   events,
   dropAnswer,
+  vectors,
 }: Extract<ChangeSet, { kind: "change" }>): ChangeOp<Uint8Array> {
   const { expect, record, attempt, keepThrottled } = transition;
   return {
@@ -102,6 +107,7 @@ function changeOp({
     dropAnswer,
     parts: parts?.map(partRow) ?? [],
     events: events && eventsRow(events),
+    vectors: vectors?.map(vectorRow),
   };
 }
 
@@ -126,6 +132,12 @@ const fenceOf = (id: string, { state, attempt, round, owner }: Expectation): row
 
 const partRow = ({ kind, seq, bytes }: Part): PartRow<Uint8Array> => [kind, seq, bytes];
 const eventsRow = ({ after, bytes, anew }: EventsWritten): EventsRow<Uint8Array> => [after, bytes, anew];
+const vectorRow = ({ project, hash, createdAt, bytes }: Vector): VectorRow<Uint8Array> => [
+  project,
+  hash,
+  createdAt,
+  bytes,
+];
 
 /** Operations on their way, with all their bytes in one buffer that is handed over and not copied. */
 export interface Parcel {
@@ -158,11 +170,18 @@ function withBytes<A, B>(op: Op<A>, form: (bytes: A) => B): Op<B> {
   const eventsIn = ([after, bytes, anew]: EventsRow<A>): EventsRow<B> => [after, form(bytes), anew];
   const partsIn = (parts: PartRow<A>[]) =>
     parts.map(([kind, seq, bytes]): PartRow<B> => [kind, seq, form(bytes)]);
+  const vectorsIn = (vectors: VectorRow<A>[]) =>
+    vectors.map(([project, hash, createdAt, bytes]): VectorRow<B> => [project, hash, createdAt, form(bytes)]);
   switch (op.kind) {
     case "events":
       return { ...op, events: eventsIn(op.events) };
     case "change":
-      return { ...op, parts: partsIn(op.parts), events: op.events && eventsIn(op.events) };
+      return {
+        ...op,
+        parts: partsIn(op.parts),
+        events: op.events && eventsIn(op.events),
+        vectors: op.vectors && vectorsIn(op.vectors),
+      };
     case "accept":
       return { ...op, parts: partsIn(op.parts) };
     default:
@@ -170,10 +189,11 @@ function withBytes<A, B>(op: Op<A>, form: (bytes: A) => B): Op<B> {
   }
 }
 
-/** How many bytes the parts and events of an operation have. */
+/** How many bytes the parts, events and vectors of an operation have. */
 export function sizeOf(op: Op): number {
   let size = 0;
   if ("parts" in op) for (const [, , bytes] of op.parts) size += bytes.byteLength;
   if ("events" in op && op.events) size += op.events[1].byteLength;
+  if ("vectors" in op && op.vectors) for (const [, , , bytes] of op.vectors) size += bytes.byteLength;
   return size;
 }

@@ -1,5 +1,6 @@
 /** Records as rows and back. Absent is `undefined` in core and NULL here. */
 
+import type { RecentCall } from "../../core/ports.ts";
 import type { AttemptRecord, Priority, RequestRecord } from "../../core/request.ts";
 
 export type Value = string | number | Uint8Array | null;
@@ -19,6 +20,8 @@ export const fixedColumns = [
   "fingerprint",
   "call_hash",
   "tags",
+  "body_hash",
+  "cached_from",
 ];
 
 /** Columns that change with a round only. */
@@ -48,6 +51,10 @@ export const changingColumns = [
   "last_error_code",
   "end_reason",
   "forks",
+  "invalid",
+  "cost",
+  "findings",
+  "degraded",
 ];
 
 export type RequestRow = Record<string, Value>;
@@ -71,6 +78,8 @@ export function fixedValues(record: RequestRecord): Value[] {
     record.fingerprint ?? null,
     record.callHash ?? null,
     listOrNull(record.tags),
+    record.bodyHash ?? null,
+    record.cachedFrom ?? null,
   ];
 }
 
@@ -104,6 +113,10 @@ export function changingValues(record: RequestRecord): Value[] {
     record.lastErrorCode ?? null,
     record.endReason ?? null,
     listOrNull(record.forks),
+    record.invalid,
+    record.cost ?? null,
+    json(record.findings),
+    record.degraded ?? null,
   ];
 }
 
@@ -130,6 +143,7 @@ export function toRecord(row: RequestRow): RequestRecord {
     round: number("round"),
     counted: number("counted"),
     throttled: number("throttled"),
+    invalid: number("invalid"),
     excluded: parsed("excluded", []),
     unreachableSince: maybe("unreachable_since"),
     owner: row.owner_node === null ? undefined : { node: text("owner_node"), epoch: number("owner_epoch") },
@@ -143,6 +157,11 @@ export function toRecord(row: RequestRow): RequestRecord {
     servedModel: maybe("served_model"),
     responseId: maybe("response_id"),
     usage: maybe("usage"),
+    cost: maybe("cost"),
+    findings: parsed("findings", undefined),
+    degraded: maybe("degraded"),
+    bodyHash: hex(row.body_hash!),
+    cachedFrom: maybe("cached_from"),
     error: parsed("error", undefined),
     lastErrorCode: maybe("last_error_code"),
     endReason: maybe("end_reason"),
@@ -167,6 +186,8 @@ export const attemptColumns = [
   "retry_at",
   "provider_request_id",
   "usage",
+  "cost",
+  "findings",
 ];
 
 export function attemptValues(attempt: AttemptRecord): Value[] {
@@ -187,6 +208,8 @@ export function attemptValues(attempt: AttemptRecord): Value[] {
     attempt.retryAt ?? null,
     attempt.providerRequestId ?? null,
     attempt.usage ?? null,
+    attempt.cost ?? null,
+    json(attempt.findings),
   ];
 }
 
@@ -210,5 +233,19 @@ export function toAttempt(requestId: string, row: RequestRow): AttemptRecord {
     retryAt: maybe("retry_at"),
     providerRequestId: maybe("provider_request_id"),
     usage: maybe("usage"),
+    cost: maybe("cost"),
+    findings: row.findings === null ? undefined : JSON.parse(row.findings as string),
+  };
+}
+
+/** Of a row that joins an ended attempt with the size of its request. */
+export function toRecentCall(row: RequestRow): RecentCall {
+  return {
+    upstream: row.upstream as string,
+    model: row.model as string,
+    startedAt: row.started_at as number,
+    usage: (row.usage ?? undefined) as string | undefined,
+    size: row.size === null ? undefined : JSON.parse(row.size as string),
+    verdict: row.verdict as RecentCall["verdict"],
   };
 }

@@ -9,7 +9,15 @@ import { mkdir, statfs } from "node:fs/promises";
 import { dirname } from "node:path";
 import { scheduler } from "node:timers/promises";
 import { faultText, StorageError } from "../../core/errors.ts";
-import type { ChangeSet, Clock, CommitResult, Observer, Store } from "../../core/ports.ts";
+import type {
+  CacheStore,
+  ChangeSet,
+  Clock,
+  CommitResult,
+  FlowStore,
+  Observer,
+  Store,
+} from "../../core/ports.ts";
 import { Watchers } from "../watchers.ts";
 import type { Reads } from "./engine.ts";
 import { type Op, opOf, pack, sizeOf } from "./op.ts";
@@ -46,7 +54,7 @@ const spaceCheckMs = 1000;
 /** A disk that was too full has room again when this much is free, also where no floor is set. */
 const roomBytes = 1024 * 1024;
 
-export class SqliteStore implements Store {
+export class SqliteStore implements Store, FlowStore, CacheStore {
   /** The number of this start. */
   readonly epoch: number;
   private readonly writer: Thread;
@@ -115,6 +123,10 @@ export class SqliteStore implements Store {
   expiring: Store["expiring"] = (query) => this.read("expiring", query);
   toldToWait: Store["toldToWait"] = (now) => this.read("toldToWait", now);
   interrupted: Store["interrupted"] = (owner, limit) => this.read("interrupted", owner, limit);
+  flow: FlowStore["flow"] = () => this.read("flow");
+  calledSince: FlowStore["calledSince"] = (at) => this.read("calledSince", at);
+  newest: CacheStore["newest"] = (...key) => this.read("newest", ...key);
+  vectors: CacheStore["vectors"] = (...key) => this.read("vectors", ...key);
   watch: Store["watch"] = (id, onEnded) => this.watchers.watch(id, onEnded);
 
   hasSpace(): boolean {
