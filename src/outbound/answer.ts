@@ -2,6 +2,7 @@
 
 import { promisify } from "node:util";
 import { brotliDecompress, gunzip, inflate } from "node:zlib";
+import type { Measured } from "../core/findings.ts";
 import { type HeaderList, toCaller } from "../core/headers.ts";
 import type { AnswerFacts } from "../core/ports.ts";
 import { scrub } from "../core/scrub.ts";
@@ -11,6 +12,14 @@ export interface Answer {
   headers: HeaderList;
   body: Uint8Array;
   facts: AnswerFacts;
+}
+
+/** What reading an answer takes. */
+export interface Reading {
+  /** Keys that we sent, which its errors may quote. */
+  readonly secrets: string[];
+  /** What a completion is found to be. */
+  measure?(answer: Record<string, unknown>): Measured | undefined;
 }
 
 const decoders: Record<string, (bytes: Uint8Array) => Promise<Uint8Array>> = {
@@ -31,24 +40,23 @@ export async function readAnswer(
   status: number,
   rawHeaders: HeaderList,
   rawBody: Uint8Array,
-  secrets: string[],
+  reading: Reading,
 ): Promise<Answer> {
   const { headers, body } = await decode(rawHeaders, rawBody);
-  return answerOf(status, headers, body, secrets);
+  return answerOf(status, headers, body, reading);
 }
 
 /**
- * Errors are rid of key fragments and account ids; `secrets` are the keys that we sent ourselves. A successful
- * answer's bytes are left exactly as they are.
+ * Errors are rid of key fragments and account ids. A successful answer's bytes are left exactly as they are.
  */
 export function answerOf(
   status: number,
   rawHeaders: HeaderList,
   body: Uint8Array,
-  secrets: string[],
+  { secrets, measure }: Reading,
 ): Answer {
   const headers = toCaller(rawHeaders);
-  const facts = readFacts(body);
+  const facts = readFacts(body, status < 300 ? measure : undefined);
   if (status < 400 && !facts.error) return { status, headers, body, facts };
   return {
     status,
@@ -73,7 +81,7 @@ async function decode(
   }
 }
 
-function readFacts(body: Uint8Array): AnswerFacts {
+function readFacts(body: Uint8Array, measure: Reading["measure"]): AnswerFacts {
   let json: unknown;
   try {
     json = JSON.parse(textOf(body));
@@ -83,12 +91,14 @@ function readFacts(body: Uint8Array): AnswerFacts {
   // Google's compatible endpoint wraps its errors in an array.
   const root = Array.isArray(json) ? json[0] : json;
   if (!isObject(root)) return { wellFormed: true };
+  const error = errorOf(root);
   return {
     wellFormed: true,
     id: stringOf(root.id),
     model: stringOf(root.model),
     usage: isObject(root.usage) ? JSON.stringify(root.usage) : undefined,
-    error: errorOf(root),
+    error,
+    ...(error ? undefined : measure?.(root)),
   };
 }
 

@@ -3,7 +3,7 @@
 import type { Dispatcher } from "undici";
 import type { HeaderList } from "../core/headers.ts";
 import type { Abort, Clock, Outcome } from "../core/ports.ts";
-import { readAnswer } from "./answer.ts";
+import { type Reading, readAnswer } from "./answer.ts";
 
 /** Collects one answer. undici calls it; whatever comes first, an end, an error or an abort, is the outcome. */
 export class PlainAnswer implements Dispatcher.DispatchHandler {
@@ -13,13 +13,13 @@ export class PlainAnswer implements Dispatcher.DispatchHandler {
   private readonly chunks: Buffer[] = [];
   protected firstByteAt = 0;
   protected over = false;
-  protected readonly secrets: string[];
+  protected readonly reading: Reading;
   private readonly abort: Abort;
   protected readonly clock: Clock;
   private readonly resolve: (outcome: Outcome) => void;
 
-  constructor(secrets: string[], abort: Abort, clock: Clock, resolve: (outcome: Outcome) => void) {
-    this.secrets = secrets;
+  constructor(reading: Reading, abort: Abort, clock: Clock, resolve: (outcome: Outcome) => void) {
+    this.reading = reading;
     this.abort = abort;
     this.clock = clock;
     this.resolve = resolve;
@@ -65,7 +65,7 @@ export class PlainAnswer implements Dispatcher.DispatchHandler {
     if (this.over) return;
     const [only] = this.chunks;
     const body = this.chunks.length === 1 && only ? only : Buffer.concat(this.chunks);
-    readAnswer(this.status, this.headers, body, this.secrets).then(
+    readAnswer(this.status, this.headers, body, this.reading).then(
       (answer) => this.finish({ kind: "response", ...answer, firstByteAt: this.firstByteAt }),
       (error) => this.finish(failed(error, true)),
     );

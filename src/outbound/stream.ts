@@ -8,7 +8,7 @@ import { type HeaderList, toCaller } from "../core/headers.ts";
 import { rawMember, replaceMember } from "../core/json-text.ts";
 import type { Abort, Clock, Outcome, StreamWish, UpstreamEvent } from "../core/ports.ts";
 import { chunksOf } from "../core/restream.ts";
-import { answerOf, errorOf } from "./answer.ts";
+import { answerOf, errorOf, type Reading } from "./answer.ts";
 import { Arrivals } from "./arrivals.ts";
 import { failed, PlainAnswer } from "./plain.ts";
 import { EventReader } from "./sse.ts";
@@ -16,14 +16,13 @@ import { askForUsage, refusesUsage, withoutNullUsage } from "./usage-wish.ts";
 
 /** What is known of an upstream. */
 export interface StreamPeer {
-  /** Keys that we sent, which its errors may quote. */
-  readonly secrets: string[];
   /** It is asked for usage; set to false when it refuses. */
   asksUsage: boolean;
 }
 
 export interface StreamCall {
   wish: StreamWish;
+  reading: Reading;
   /** JSON with `"stream": true`. */
   body: Uint8Array;
   send(body: Uint8Array, handler: Dispatcher.DispatchHandler): void;
@@ -45,7 +44,7 @@ const decoders: Record<string, () => Transform> = {
 /** Makes a call whose answer is wanted as a stream; where the upstream gives another one, it is a plain answer. */
 export function callStream(
   peer: StreamPeer,
-  { wish, body, send }: StreamCall,
+  { wish, reading, body, send }: StreamCall,
   abort: Abort,
   clock: Clock,
 ): AsyncIterable<UpstreamEvent> {
@@ -55,7 +54,7 @@ export function callStream(
   const expected = choicesAsked(plain);
   const call = (text: string, asked: boolean, whenEnded: (outcome: Outcome) => void) => {
     const terms = { wish, hidesUsage: asked && !wish.usage, expected };
-    const answer = new StreamedAnswer(arrivals, terms, peer.secrets, abort, clock, whenEnded);
+    const answer = new StreamedAnswer(arrivals, terms, reading, abort, clock, whenEnded);
     send(Buffer.from(text, "latin1"), answer);
   };
   const callWithout = () =>
@@ -104,12 +103,12 @@ class StreamedAnswer extends PlainAnswer {
   constructor(
     arrivals: Arrivals,
     terms: Terms,
-    secrets: string[],
+    reading: Reading,
     abort: Abort,
     clock: Clock,
     resolve: (outcome: Outcome) => void,
   ) {
-    super(secrets, abort, clock, resolve);
+    super(reading, abort, clock, resolve);
     this.arrivals = arrivals;
     this.terms = terms;
     this.assembly = new Assembly(terms.expected);
@@ -247,15 +246,17 @@ class StreamedAnswer extends PlainAnswer {
 
   private succeed(): void {
     if (this.over) return;
-    const { assembly, status } = this;
+    const { assembly, status, reading } = this;
     const { identity } = this.terms.wish;
     const { model, usage } = assembly;
+    const completion = assembly.completion(identity);
+    const measured = reading.measure?.(JSON.parse(completion));
     this.finish({
       kind: "response",
       status,
       headers: toCaller(this.headersAsJson()),
-      body: Buffer.from(assembly.completion(identity)),
-      facts: { wellFormed: true, id: identity?.id ?? assembly.id, model, usage },
+      body: Buffer.from(completion),
+      facts: { wellFormed: true, id: identity?.id ?? assembly.id, model, usage, ...measured },
       firstByteAt: this.firstContentAt ?? this.firstByteAt,
     });
     // The connection is good for the next call, if its answer ends soon.
@@ -265,8 +266,8 @@ class StreamedAnswer extends PlainAnswer {
   /** Ends with what says that something is wrong: an error, or something that is no chunk. */
   private fail(data: string, name?: string): void {
     if (this.over) return;
-    const { status, secrets } = this;
-    const answer = answerOf(status, this.headersAsJson(), Buffer.from(asError(data, name)), secrets);
+    const { status, reading } = this;
+    const answer = answerOf(status, this.headersAsJson(), Buffer.from(asError(data, name)), reading);
     const facts = answer.facts.error ? answer.facts : { wellFormed: false };
     this.finish({
       kind: "response",
@@ -300,7 +301,8 @@ class StreamedAnswer extends PlainAnswer {
 function tellable(outcome: Outcome): Outcome {
   if (outcome.kind !== "response" || outcome.status >= 300 || !outcome.facts.wellFormed) return outcome;
   if (outcome.facts.error || chunksOf(Buffer.from(outcome.body).toString())) return outcome;
-  return { ...outcome, facts: { ...outcome.facts, wellFormed: false } };
+  const { id, model, usage } = outcome.facts;
+  return { ...outcome, facts: { wellFormed: false, id, model, usage } };
 }
 
 const cutOff: Outcome = { kind: "network_error", code: "STREAM_CUT", sent: true };

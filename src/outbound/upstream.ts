@@ -1,6 +1,7 @@
 /** Calls upstreams with undici. Whatever happens on the way comes back as an outcome; nothing is thrown. */
 
 import type { Dispatcher, Pool } from "undici";
+import { measure } from "../core/findings.ts";
 import type { HeaderList } from "../core/headers.ts";
 import { replaceMember } from "../core/json-text.ts";
 import type {
@@ -13,10 +14,12 @@ import type {
   UpstreamCall,
   UpstreamEvent,
 } from "../core/ports.ts";
-import { readAnswer } from "./answer.ts";
+import { type Reading, readAnswer } from "./answer.ts";
+import { withMessages } from "./feedback.ts";
 import { codeOf, failed, headerList, PlainAnswer } from "./plain.ts";
 import { createPool } from "./pool.ts";
 import { callStream } from "./stream.ts";
+import { Schemas } from "./validation.ts";
 
 export interface UpstreamOptions {
   name: string;
@@ -62,10 +65,21 @@ export function createUpstream(
     if (!found) throw new Error(`there is no upstream ${name}`);
     return found;
   };
+  const schemas = new Schemas();
+  const mismatches = schemas.mismatches.bind(schemas);
+  const readingOf = ({ secrets }: Endpoint, { checks }: UpstreamCall): Reading => ({
+    secrets,
+    measure: (answer) => measure(answer, checks, mismatches),
+  });
+  const callOne = (call: UpstreamCall, abort: Abort) => {
+    const found = endpoint(call.upstream);
+    return callUpstream(found, call, readingOf(found, call), abort, clock);
+  };
   return {
-    call: (call, abort) => callUpstream(endpoint(call.upstream), call, abort, clock),
+    call: callOne,
     forward: (call, abort) => forward(endpoint(call.upstream), call, abort, timeouts.attemptMs),
     models: (name) => listModels(endpoint(name), clock),
+    schemaProblem: (schema) => schemas.problem(schema),
     async close() {
       const pools = [...endpoints.values()].flatMap(({ pool, openPool }) => [pool, openPool]);
       await Promise.all(pools.map((pool) => pool.destroy()));
@@ -106,17 +120,18 @@ function headersFor(endpoint: Endpoint, headers: HeaderList): string[] {
 function callUpstream(
   endpoint: Endpoint,
   call: UpstreamCall,
+  reading: Reading,
   abort: Abort,
   clock: Clock,
 ): AsyncIterable<UpstreamEvent> {
-  const body = renamed(call.body, call);
+  const body = bodyOf(call.body, call);
   if (call.stream) {
     const send = (text: Uint8Array, handler: Dispatcher.DispatchHandler) =>
       dispatch(endpoint, call, text, handler);
-    return callStream(endpoint, { wish: call.stream, body, send }, abort, clock);
+    return callStream(endpoint, { wish: call.stream, reading, body, send }, abort, clock);
   }
   const outcome = new Promise<Outcome>((resolve) => {
-    dispatch(endpoint, call, body, new PlainAnswer(endpoint.secrets, abort, clock, resolve));
+    dispatch(endpoint, call, body, new PlainAnswer(reading, abort, clock, resolve));
   });
   return endsWith(outcome);
 }
@@ -145,15 +160,23 @@ function endsWith(outcome: Promise<Outcome>): AsyncIterable<UpstreamEvent> {
   return { [Symbol.asyncIterator]: () => ({ next }) };
 }
 
-/** The body with the name that the target knows the model by; as Latin-1, so that every other byte stays. */
-function renamed(
+/**
+ * The body with the name that the target knows the model by, and with what the model is told of its last answer; as
+ * Latin-1, so that every other byte stays.
+ */
+function bodyOf(
   body: Uint8Array,
-  { model, askedModel }: { model?: string; askedModel?: string },
+  { model, askedModel, feedback = [] }: Pick<Partial<UpstreamCall>, "model" | "askedModel" | "feedback">,
 ): Uint8Array {
-  if (model === undefined || model === askedModel) return body;
-  const name = Buffer.from(JSON.stringify(model)).toString("latin1");
-  return Buffer.from(replaceMember(Buffer.from(body).toString("latin1"), "model", name), "latin1");
+  const isRenamed = model !== undefined && model !== askedModel;
+  if (!isRenamed && feedback.length === 0) return body;
+  let text = Buffer.from(body).toString("latin1");
+  if (isRenamed) text = replaceMember(text, "model", asLatin1(JSON.stringify(model)));
+  if (feedback.length > 0) text = withMessages(text, feedback.map(asLatin1));
+  return Buffer.from(text, "latin1");
 }
+
+const asLatin1 = (text: string): string => Buffer.from(text).toString("latin1");
 
 async function forward(
   endpoint: Endpoint,
@@ -162,7 +185,7 @@ async function forward(
   silentMs: number,
 ): Promise<ForwardReply> {
   const { method, path, headers } = call;
-  const body = call.body instanceof Uint8Array ? renamed(call.body, call) : call.body;
+  const body = call.body instanceof Uint8Array ? bodyOf(call.body, call) : call.body;
   const stop = new AbortController();
   abort.onAbort = () => stop.abort();
   if (abort.aborted) stop.abort();
@@ -195,12 +218,12 @@ async function forward(
 
 /** An error that is let through is short, and may quote our key: it is read whole and cleaned, as a recorded one is. */
 async function readError(
-  { secrets }: Endpoint,
+  endpoint: Endpoint,
   status: number,
   rawHeaders: HeaderList,
   rawBody: Dispatcher.BodyMixin,
 ): Promise<ForwardReply> {
-  const { headers, body } = await readAnswer(status, rawHeaders, await rawBody.bytes(), secrets);
+  const { headers, body } = await readAnswer(status, rawHeaders, await rawBody.bytes(), endpoint);
   const length: HeaderList = [["content-length", String(body.byteLength)]];
   return { kind: "response", status, headers: [...headers, ...length], body: inOnePiece(body) };
 }
@@ -228,7 +251,7 @@ async function listModels(endpoint: Endpoint, clock: Clock): Promise<string[] | 
     body: new Uint8Array(),
   };
   try {
-    for await (const event of callUpstream(endpoint, call, abort, clock)) {
+    for await (const event of callUpstream(endpoint, call, endpoint, abort, clock)) {
       if (event.kind !== "ended") continue;
       const { outcome } = event;
       if (outcome.kind !== "response" || outcome.status !== 200 || !outcome.facts.wellFormed)

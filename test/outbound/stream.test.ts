@@ -156,6 +156,7 @@ describe("a whole stream", () => {
       id: "chatcmpl-fake",
       model: "fake",
       usage: undefined,
+      findings: { finishReason: "stop", problems: [] },
     });
     expect(outcome.json).toEqual({
       id: "chatcmpl-fake",
