@@ -5,7 +5,7 @@ import { Deliveries } from "./api/delivery.ts";
 import { createGuard } from "./api/guard.ts";
 import { createHttpServer } from "./api/http-server.ts";
 import type { Config, UpstreamConfig } from "./config.ts";
-import type { Clock, Observer, Random, World } from "./core/ports.ts";
+import type { Clock, Observer, Random, Upstream, World } from "./core/ports.ts";
 import { Queue, type QueueSettings } from "./core/queue.ts";
 import { startDemo } from "./demo.ts";
 import { createUpstream } from "./outbound/upstream.ts";
@@ -53,7 +53,8 @@ export async function startServer(config: Config, { clock, random, observer }: P
   const demo = config.upstreams.length === 0 ? await startDemo({ clock, random }) : undefined;
   const upstreams = demo ? [demoUpstream(demo)] : config.upstreams;
   const upstream = createUpstream(upstreams, config.timeouts, clock);
-  const world: World = { clock, random, store, upstream, observer };
+  const world: World = { clock, random, store, flow: store, cache: store, upstream, observer };
+  checkSchemas(config, upstream);
   const settings = queueSettings(config, upstreams, store.epoch);
   const queue = new Queue(world, settings);
   // What a crash left behind is dealt with before the first caller, and nothing is called before we can listen.
@@ -63,7 +64,7 @@ export async function startServer(config: Config, { clock, random, observer }: P
   const url = await server.listen(config.host, config.port);
   queue.begin();
   const stop = async () => {
-    const cutAt = clock.now() + config.drainTimeoutMs;
+    const cutAt = clock.ticks() + config.drainTimeoutMs;
     const quietMs = Math.min(config.drainDelayMs, longestQuietMs);
     await Promise.all([queue.stop(config.drainTimeoutMs), delay(config.drainDelayMs - quietMs, clock)]);
     server.beQuiet();
@@ -71,12 +72,24 @@ export async function startServer(config: Config, { clock, random, observer }: P
     await server.stopListening();
     // Whoever was connected at the last moment has not asked yet.
     await delay(quietMs, clock);
-    await server.close(Math.max(lastRepliesMs, cutAt - clock.now()));
+    await server.close(Math.max(lastRepliesMs, cutAt - clock.ticks()));
     await upstream.close();
     await store.close();
     await demo?.close();
   };
   return { url, upstreams, failed, stop };
+}
+
+/** A schema of the configuration that could never be used is a mistake to be told at the start. */
+function checkSchemas({ defaults, routes }: Config, upstream: Upstream): void {
+  const wishes = [
+    { where: "defaults", validate: defaults.validate },
+    ...routes.map(({ model, validate }) => ({ where: `routes.${model}`, validate })),
+  ];
+  for (const { where, validate } of wishes) {
+    const problem = validate && validate.schema !== undefined && upstream.schemaProblem(validate.schema);
+    if (problem) throw new Error(`${where}.validate.schema cannot be used: ${problem}`);
+  }
 }
 
 async function delay(ms: number, clock: Clock): Promise<void> {
@@ -92,6 +105,9 @@ function demoUpstream({ baseUrl, models }: { baseUrl: string; models: string[] }
     baseUrl,
     models,
     maxConcurrency: 256,
+    minConcurrency: 1,
+    limits: {},
+    lanes: [],
     headers: {},
     streamUsage: true,
     origin: "demo",
@@ -99,11 +115,16 @@ function demoUpstream({ baseUrl, models }: { baseUrl: string; models: string[] }
 }
 
 function queueSettings(config: Config, upstreams: UpstreamConfig[], epoch: number): QueueSettings {
-  const { retry, timeouts, routes } = config;
+  const { retry, timeouts, routes, limitGroups, breaker, prices, defaults } = config;
   return {
     owner: { node, epoch },
     table: { upstreams, routes },
     upstreams,
+    limitGroups,
+    breaker,
+    prices,
+    retryBudget: { ratio: retry.budgetRatio, perSecond: retry.budgetPerSecond },
+    failoverAfterMs: defaults.failoverAfterMs,
     heldBackoff: { baseMs: retry.heldBackoffBaseMs, maxMs: retry.heldBackoffMaxMs },
     backoff: { baseMs: retry.backoffBaseMs, maxMs: retry.backoffMaxMs },
     laneBackoff: { baseMs: retry.laneBackoffBaseMs, maxMs: retry.laneBackoffMaxMs },

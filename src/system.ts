@@ -10,6 +10,7 @@ const maxTimerMs = 2 ** 31 - 1;
 
 export const systemClock: Clock = {
   now: () => Date.now(),
+  ticks: () => performance.now(),
   timer(delayMs, run) {
     const rounded = delayMs >= 1000 ? Math.ceil(delayMs / coarseMs) * coarseMs : Math.max(0, delayMs);
     const timer = setTimeout(run, Math.min(rounded, maxTimerMs));

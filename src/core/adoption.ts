@@ -14,6 +14,11 @@ export interface AdoptionSettings {
   failureEchoMs: number;
 }
 
+interface RepeatTerms {
+  isRetry?: boolean;
+  takesEcho?: boolean;
+}
+
 export class Adoption {
   private readonly world: World;
   private readonly settings: AdoptionSettings;
@@ -23,12 +28,20 @@ export class Adoption {
     this.settings = settings;
   }
 
-  /** What a keyless call may get instead of a request of its own. `isRetry`: it says itself that it is one. */
-  repeats(isRetry: boolean, now: number): Repeats {
+  /**
+   * What a keyless call may get instead of a request of its own. `isRetry`: it says itself that it is one. `takesEcho`:
+   * to be told again how the last one failed is of use to it.
+   */
+  repeats({ isRetry = false, takesEcho = true }: RepeatTerms, now: number): Repeats {
     const { adoptWindowMs, failureEchoMs } = this.settings;
     // Also where the wall clock was set back nothing is later than this.
     const since = (windowMs: number) => (windowMs === 0 ? Number.MAX_SAFE_INTEGER : now - windowMs);
-    return { now, orphanedAfter: since(adoptWindowMs), isRetry, failedAfter: since(failureEchoMs) };
+    return {
+      now,
+      orphanedAfter: since(adoptWindowMs),
+      isRetry,
+      failedAfter: since(takesEcho ? failureEchoMs : 0),
+    };
   }
 
   /** After a start: whoever was connected to the process before is gone. */

@@ -4,7 +4,18 @@ import { failures, faultText, StorageError } from "./errors.ts";
 import type { Feed, Feeds } from "./feed.ts";
 import { Intake } from "./intake.ts";
 import type { Lanes, Slot } from "./lanes.ts";
-import type { Abort, ChangeSet, Outcome, Part, UpstreamCall, UpstreamEvent, World } from "./ports.ts";
+import type {
+  Abort,
+  ChangeSet,
+  Checks,
+  Outcome,
+  Part,
+  UpstreamCall,
+  UpstreamEvent,
+  Vector,
+  World,
+} from "./ports.ts";
+import { costOf, type Price } from "./price.ts";
 import {
   isTerminal,
   laneParts,
@@ -15,7 +26,8 @@ import {
   transition,
 } from "./request.ts";
 import { type Backoff, classify, decide, decideInterrupted, type Reading } from "./retry.ts";
-import { laneOf, type RouteTable, targetsFor } from "./routing.ts";
+import type { Opening, RouteTable } from "./routing.ts";
+import { Recall, type VectorPlan } from "./vectors.ts";
 
 export interface AttemptSettings {
   table: RouteTable;
@@ -29,21 +41,43 @@ export interface AttemptSettings {
   /** How long a stream may be without its first content, and then how long it may be silent. */
   firstTokenMs: number;
   idleMs: number;
+  prices: Price[];
+}
+
+/** What the scheduler has for attempts. */
+export interface Dispatch {
+  lanes: Lanes;
+  feeds: Feeds;
+  openingsFor(record: RequestRecord): Opening[];
+  /** A stream has said something. */
+  heard(slot: Slot): void;
+  /** Looks whether somebody has set the wall clock. */
+  checkClock(): void;
+}
+
+/** Those who wait on the line. */
+interface Listeners {
+  isConnected: (id: string) => boolean;
+  onTrouble: (id: string) => void;
 }
 
 /** What a call needs beside its record. */
 export interface Content {
-  head: { method: string; path: string; headers: [string, string][] };
+  head: { method: string; path: string; headers: [string, string][]; checks?: Checks; vectors?: VectorPlan };
   body: Uint8Array;
+  /** What the attempt is told beside the body: see `UpstreamCall`. */
+  feedback?: string[];
 }
 
 /** What becomes of a request with the end of an attempt. */
 type AttemptEnd = Extract<RequestEvent, { type: "ended" | "interrupted" }>;
 
-type Timeout = "attempt" | "deadline" | "first_token" | "idle";
+type Timeout = "attempt" | "share" | "deadline" | "first_token" | "idle";
 type Stop = Timeout | "ended" | "shutdown";
 
 interface Run {
+  /** What of its answer is known already, where it is answered in parts. */
+  recall?: Recall;
   record: RequestRecord;
   slot: Slot;
   startedAt: number;
@@ -66,6 +100,7 @@ interface Streaming {
 }
 
 const storageRetryMs = 250;
+const shortestShareMs = 60_000;
 const encoder = new TextEncoder();
 
 export class Attempts {
@@ -74,21 +109,17 @@ export class Attempts {
   private readonly settings: AttemptSettings;
   private readonly lanes: Lanes;
   private readonly feeds: Feeds;
-  private readonly isConnected: (id: string) => boolean;
+  private readonly dispatch: Dispatch;
+  private readonly listeners: Listeners;
   private closing = false;
 
-  /** `isConnected` tells whether a caller still waits on the line for a request. */
-  constructor(
-    world: World,
-    settings: AttemptSettings,
-    { lanes, feeds }: { lanes: Lanes; feeds: Feeds },
-    isConnected: (id: string) => boolean,
-  ) {
+  constructor(world: World, settings: AttemptSettings, dispatch: Dispatch, listeners: Listeners) {
     this.world = world;
     this.settings = settings;
-    this.lanes = lanes;
-    this.feeds = feeds;
-    this.isConnected = isConnected;
+    this.lanes = dispatch.lanes;
+    this.feeds = dispatch.feeds;
+    this.dispatch = dispatch;
+    this.listeners = listeners;
   }
 
   isRunning(id: string): boolean {
@@ -124,15 +155,29 @@ export class Attempts {
     try {
       if (record.terms.stream) run.stream = await this.streaming(record, content);
       const outcome = await this.call(run, content);
+      this.dispatch.checkClock();
       return await this.settle(run, outcome, clock.now());
     } catch (error) {
       observer.tell({ event: "fault", where: "attempt", message: faultText(error) });
+      // Where it was to try whether the upstream is well, the next one may.
+      this.lanes.forgetProbe(slot, clock.now());
       // Where the store is in doubt the next start deals with it; whatever else went wrong must leave nobody waiting.
       if (!(error instanceof StorageError)) await this.fail(record, clock.now());
       return undefined;
     } finally {
       this.running.delete(record.id);
       this.lanes.free(slot);
+    }
+  }
+
+  /** The wall clock was set: what is under way has as long as before. */
+  clockSet(byMs: number): void {
+    for (const run of this.running.values()) {
+      run.record = { ...run.record, deadlineAt: run.record.deadlineAt + byMs };
+      run.startedAt += byMs;
+      if (!run.stream) continue;
+      run.stream.heardAt += byMs;
+      if (run.stream.contentAt !== undefined) run.stream.contentAt += byMs;
     }
   }
 
@@ -156,15 +201,27 @@ export class Attempts {
     return { feed, intake, heardAt: this.world.clock.now(), promptBytes: body.byteLength };
   }
 
-  private async call(run: Run, { head, body }: Content): Promise<Outcome> {
+  private async call(run: Run, { head, body, feedback }: Content): Promise<Outcome> {
     const { record, abort, stream } = run;
     const { upstream, model } = laneParts(record.lane);
-    const { method, path, headers } = head;
-    const call: UpstreamCall = { upstream, model, askedModel: record.model, method, path, headers, body };
+    const { method, path, headers, checks, vectors } = head;
+    if (vectors) run.recall = await Recall.of(this.world.cache, record, vectors, run.startedAt);
+    const call: UpstreamCall = {
+      upstream,
+      model,
+      askedModel: record.model,
+      method,
+      path,
+      headers,
+      body: run.recall?.bodyOf(body) ?? body,
+      checks,
+      feedback,
+    };
     if (stream) call.stream = { usage: record.terms.stream?.usage ?? false, identity: stream.feed.identity };
     const cancelTimers = this.limit(run);
     let outcome: Outcome = { kind: "aborted", sent: true };
     try {
+      await this.placeFor(run);
       for await (const event of this.world.upstream.call(call, abort)) {
         if (event.kind === "ended") outcome = event.outcome;
         else if (stream) {
@@ -175,9 +232,21 @@ export class Attempts {
     } finally {
       cancelTimers();
     }
-    return outcome.kind === "aborted" && outcome.sent && isTimeout(run.stopped)
-      ? { kind: "timeout", phase: run.stopped }
-      : outcome;
+    if (outcome.kind === "aborted" && outcome.sent && isTimeout(run.stopped))
+      return { kind: "timeout", phase: run.stopped };
+    return run.recall?.wholeOf(outcome) ?? outcome;
+  }
+
+  /** Waits until limits let the call through, which they did when its start was handed to the disk. */
+  private async placeFor({ slot, abort }: Run): Promise<void> {
+    const { clock } = this.world;
+    for (;;) {
+      const waitMs = this.lanes.sending(slot, clock.now()) - clock.now();
+      if (waitMs <= 0 || abort.aborted) return;
+      await new Promise<void>((resolve) => {
+        clock.timer(waitMs, resolve);
+      });
+    }
   }
 
   /** Stops a call that takes too long. The returned function ends that. */
@@ -185,8 +254,11 @@ export class Attempts {
     const { clock } = this.world;
     const { record, startedAt, stream } = run;
     const leftMs = Math.max(0, record.deadlineAt - startedAt);
-    const { attemptMs } = this.settings;
-    const phase = stream || leftMs <= attemptMs ? "deadline" : "attempt";
+    const shareMs = this.shareMs(record, leftMs);
+    const attemptMs = Math.min(this.settings.attemptMs, shareMs);
+    const isHurried = shareMs < this.settings.attemptMs && isLate(record, leftMs);
+    const ownPhase = isHurried ? "share" : "attempt";
+    const phase = stream || leftMs <= attemptMs ? "deadline" : ownPhase;
     const cancelLimit = clock.timer(stream ? leftMs : Math.min(leftMs, attemptMs), () => stopRun(run, phase));
     const cancelSilence = stream ? this.limitSilence(run, stream) : undefined;
     return () => {
@@ -195,12 +267,27 @@ export class Attempts {
     };
   }
 
+  /**
+   * What is left of the time of a caller who waits is shared with the targets that could be tried after this one: one
+   * that never answers must not take all of it. A share in which many an answer would not come is none.
+   */
+  private shareMs(record: RequestRecord, leftMs: number): number {
+    if (!record.terms.held) return leftMs;
+    const targets = this.dispatch.openingsFor(record);
+    const own = targets.findIndex(({ lane }) => lane === record.lane);
+    const now = this.world.clock.now();
+    const others = targets.slice(own + 1).filter(({ opensAt }) => opensAt <= now).length;
+    const shareMs = leftMs / (1 + others);
+    return shareMs < shortestShareMs ? leftMs : shareMs;
+  }
+
   /** One timer, set anew when it fires: one for each chunk would cost more than the chunk. */
   private limitSilence(run: Run, stream: Streaming): () => void {
     const { clock } = this.world;
     const { firstTokenMs, idleMs } = this.settings;
     let cancelTimer = () => {};
     const look = () => {
+      this.dispatch.checkClock();
       const begun = stream.intake.hasContent;
       if (stream.isHeldBack) stream.heardAt = clock.now();
       const endsAt = begun ? stream.heardAt + idleMs : run.startedAt + firstTokenMs;
@@ -215,7 +302,7 @@ export class Attempts {
 
   /** Returns a promise only where the answer has to wait: one for each chunk would be dear. */
   private hear(
-    { abort }: Run,
+    { abort, slot }: Run,
     stream: Streaming,
     event: Exclude<UpstreamEvent, { kind: "ended" }>,
   ): Promise<void> | undefined {
@@ -226,7 +313,10 @@ export class Attempts {
     }
     stream.heardAt = this.world.clock.now();
     intake.take(event.chunks);
-    if (intake.hasContent) stream.contentAt ??= stream.heardAt;
+    if (intake.hasContent && stream.contentAt === undefined) {
+      stream.contentAt = stream.heardAt;
+      this.dispatch.heard(slot);
+    }
     return feed.hasRoom || abort.aborted ? undefined : this.waitForRoom(stream);
   }
 
@@ -240,18 +330,26 @@ export class Attempts {
   private async settle(run: Run, outcome: Outcome, now: number): Promise<RequestRecord | undefined> {
     const { record, slot } = run;
     const stoppedByUs = outcome.kind === "aborted" && (run.stopped === "ended" || run.stopped === "shutdown");
-    const reading = classify(outcome, record.lane, now);
+    const reading = this.priced(classify(outcome, record.lane, now), record);
     // A call that we stopped tells nothing about its upstream; its probe, if it was one, is free again.
     if (stoppedByUs) this.lanes.forgetProbe(slot, now);
-    else this.lanes.learn(slot, reading, now, this.world.random.next());
+    else {
+      const isWhole = !run.recall?.isCut;
+      this.lanes.learn(slot, record, reading, { now, luck: this.world.random.next(), isWhole });
+    }
     if (run.stopped === "ended") return undefined;
     const end = this.endOf(record, reading, now, stoppedByUs);
-    const streamed = run.stream && (await this.streamed(run.stream, end));
+    const streamed = run.stream && (await this.streamed(run.stream, record.lane, end));
     const moved = transition(run.stream ? { ...record, forks: run.stream.feed.forks } : record, end);
     if (!moved) return undefined;
     const ends = isTerminal(moved.record.state);
-    const parts = ends && outcome.kind === "response" ? answerParts(outcome) : undefined;
-    const change = { kind: "change" as const, transition: moved, parts, events: streamed?.events };
+    const change = {
+      kind: "change" as const,
+      transition: moved,
+      parts: partsOf(outcome, reading, moved),
+      events: streamed?.events,
+      vectors: this.vectorsOf(run, moved, now),
+    };
     let isApplied = false;
     try {
       isApplied = await this.commitAtLast(change);
@@ -260,16 +358,34 @@ export class Attempts {
     }
     if (!isApplied) return undefined;
     this.tell(run, moved, reading, now);
+    if (!ends && reading.timedOut) this.listeners.onTrouble(record.id);
     return ends ? undefined : moved.record;
   }
 
+  private priced(reading: Reading, { lane }: RequestRecord): Reading {
+    const { usage } = reading.result;
+    const { prices } = this.settings;
+    if (usage === undefined) return reading;
+    const { upstream, model } = laneParts(lane);
+    reading.result.cost = costOf(prices, upstream, model, usage);
+    return reading;
+  }
+
+  private vectorsOf({ recall }: Run, { record }: Transition, now: number): Vector[] | undefined {
+    return recall && record.state === "completed" ? recall.learned(record, now) : undefined;
+  }
+
   /** What is left of a stream to be written with the end of its attempt, whose result learns what it used. */
-  private async streamed({ feed, intake, contentAt, promptBytes }: Streaming, end: AttemptEnd) {
+  private async streamed({ feed, intake, contentAt, promptBytes }: Streaming, lane: string, end: AttemptEnd) {
     const { type, result, step } = end;
     // Callers of one that goes on after a restart are told so instead.
     intake.end(result.verdict === "success", type === "ended" && step.kind === "retry");
     result.firstByteAt ??= contentAt;
-    if (intake.chars > 0) result.usage ??= estimatedUsage(promptBytes, intake.chars);
+    if (intake.chars > 0 && result.usage === undefined) {
+      result.usage = estimatedUsage(promptBytes, intake.chars);
+      const { upstream, model } = laneParts(lane);
+      result.cost = costOf(this.settings.prices, upstream, model, result.usage);
+    }
     return feed.rest();
   }
 
@@ -278,38 +394,52 @@ export class Attempts {
    * what it has used. Undefined where no stream is under way here.
    */
   async cutShort(id: string) {
-    const stream = this.running.get(id)?.stream;
-    if (!stream) return undefined;
+    const run = this.running.get(id);
+    if (!run?.stream) return undefined;
+    const { stream } = run;
     const { feed, intake, promptBytes } = stream;
     const rest = await feed.rest();
-    return { ...rest, soFar: { forks: feed.forks, usage: estimatedUsage(promptBytes, intake.chars) } };
+    const usage = estimatedUsage(promptBytes, intake.chars);
+    const { upstream, model } = laneParts(run.record.lane);
+    const cost = costOf(this.settings.prices, upstream, model, usage);
+    return { ...rest, soFar: { forks: feed.forks, usage, cost } };
   }
 
   private endOf(record: RequestRecord, reading: Reading, now: number, stoppedByUs: boolean): AttemptEnd {
     if (stoppedByUs) return { type: "interrupted", now, ...decideInterrupted(record, now) };
-    return { type: "ended", now, result: reading.result, step: this.decide(record, reading, now) };
+    const step = this.withinBudget(record, this.decide(record, reading, now), now);
+    return { type: "ended", now, result: reading.result, step };
   }
 
   private decide(record: RequestRecord, reading: Reading, now: number): Step {
     const { heldBackoff, backoff, unreachableAfterMs } = this.settings;
-    const lanes = reading.verdict === "success" ? [] : this.targets(record);
+    const targets = reading.verdict === "success" ? [] : this.dispatch.openingsFor(record);
     return decide(record, reading, {
       now,
       luck: this.world.random.next(),
-      targets: lanes.map((lane) => this.lanes.opening(lane)),
-      backoff: this.isConnected(record.id) ? heldBackoff : backoff,
+      // Its own one where the configuration no longer knows the model.
+      targets: targets.length > 0 ? targets : [this.lanes.opening(record.lane, now)],
+      backoff: this.listeners.isConnected(record.id) ? heldBackoff : backoff,
       unreachableAfterMs,
       unreachableSince: this.lanes.unreachableSince(record.lane),
+      isPatient: record.priority !== "interactive",
     });
   }
 
-  /** The lanes of a request's route; its own one where the configuration no longer knows the model. */
-  private targets(record: RequestRecord): string[] {
-    try {
-      return targetsFor(this.settings.table, record.model, record.terms.upstream).map(laneOf);
-    } catch {
-      return [record.lane];
-    }
+  /**
+   * Where an upstream has failed too many calls of late, those that it failed wait longer before they are its work
+   * again. That no request fails by: one whose deadline comes first fails by that.
+   */
+  private withinBudget(record: RequestRecord, step: Step, now: number): Step {
+    if (step.kind !== "retry") return step;
+    const { upstream } = laneParts(step.lane);
+    const isAgain = upstream === laneParts(record.lane).upstream;
+    const isWork = step.counted || step.reason === "invalid_output";
+    if (!isAgain || !isWork) return step;
+    const at = this.lanes.retryAt(upstream, now);
+    if (at <= step.dueAt) return step;
+    this.world.observer.tell({ event: "parked", id: record.id, upstream, until: at });
+    return { ...step, dueAt: at };
   }
 
   /**
@@ -369,6 +499,10 @@ export class Attempts {
   }
 }
 
+/** What little time its caller gives a request, or a long wait has left of it, says nothing about who needs more. */
+const isLate = ({ terms }: RequestRecord, leftMs: number): boolean =>
+  terms.ownDeadline === true || leftMs < terms.deadlineMs / 2;
+
 const isTimeout = (stop: Stop | undefined): stop is Timeout =>
   stop !== undefined && stop !== "ended" && stop !== "shutdown";
 
@@ -378,6 +512,13 @@ function stopRun(run: Run, why: Stop): void {
   run.stream?.feed.release();
   run.abort.aborted = true;
   run.abort.onAbort?.();
+}
+
+/** What is kept of an outcome: the answer, where it is the last one, or what the next attempt is told of it. */
+function partsOf(outcome: Outcome, { feedback }: Reading, { record }: Transition): Part[] | undefined {
+  if (isTerminal(record.state)) return outcome.kind === "response" ? answerParts(outcome) : undefined;
+  if (!feedback) return undefined;
+  return [{ kind: "head", seq: record.attempt, bytes: encoder.encode(JSON.stringify(feedback)) }];
 }
 
 /** The upstream's answer as it came: status and headers as JSON, the body byte for byte. */

@@ -3,7 +3,7 @@
  * and a small window of heads in the order of (dueAt, id). The rows themselves stay in the store.
  */
 
-import { newTurns, nextGroup, type Turns } from "./fairness.ts";
+import { type Account, shares, Turns } from "./fairness.ts";
 import type { ReadyGroup } from "./ports.ts";
 import type { RequestRecord } from "./request.ts";
 
@@ -16,6 +16,7 @@ interface Group {
   lane: string;
   priority: RequestRecord["priority"];
   project: string;
+  account: Account;
   count: number;
   heads: RequestRecord[];
   /** What changed while a window was being read, to be applied to what the read brings. */
@@ -29,7 +30,9 @@ const before = (a: RequestRecord, b: RequestRecord): boolean =>
 export class Backlog {
   readonly lane: string;
   private readonly groups = new Map<string, Group>();
-  private readonly turns: Turns = newTurns();
+  private readonly turns = new Turns();
+  /** The instant for which a turn was asked last. */
+  private askedAt = 0;
 
   constructor(lane: string) {
     this.lane = lane;
@@ -78,16 +81,23 @@ export class Backlog {
     this.forgetEmpty(group);
   }
 
-  /** Takes the request whose turn it is out of the backlog, if one is due. */
-  take(now: number): RequestRecord | undefined {
-    const due = [...this.groups.values()].filter(({ heads }) => heads[0] && heads[0].dueAt <= now);
-    const group = nextGroup(due, this.turns);
-    const record = group?.heads.shift();
-    if (!group || !record) return undefined;
+  /** The request whose turn it is, if one is due; it stays in the backlog until it is taken. */
+  next(now: number): RequestRecord | undefined {
+    this.askedAt = now;
+    return this.turns.next(this.dueAt(now))?.heads[0];
+  }
+
+  /** Takes a head, which `next` has given, out of the backlog; `tokens` are booked on its project. */
+  take(record: RequestRecord, tokens: number): void {
+    const group = this.groups.get(keyOf(record));
+    const at = group ? group.heads.indexOf(record) : -1;
+    if (!group || at < 0) return;
+    const due = this.dueAt(this.askedAt);
+    group.heads.splice(at, 1);
     group.count--;
     group.loading?.removed.add(record.id);
+    this.turns.book(group, tokens, due, isDue(group, this.askedAt));
     this.forgetEmpty(group);
-    return record;
   }
 
   /** The groups of a priority that have anybody waiting. */
@@ -103,6 +113,31 @@ export class Backlog {
       if (dueAt !== undefined && (next === undefined || dueAt < next)) next = dueAt;
     }
     return next;
+  }
+
+  /** The ids of those that are held in memory. */
+  known(): string[] {
+    return [...this.groups.values()].flatMap(({ heads }) => heads.map(({ id }) => id));
+  }
+
+  /** How many of those who wait have their turn before this one, if all cost the same and nobody comes; roughly. */
+  ahead(record: RequestRecord): number {
+    const own = this.groups.get(keyOf(record));
+    if (!own) return 0;
+    const at = own.heads.findIndex(({ id }) => id === record.id);
+    const place = at < 0 ? Math.max(0, own.count - 1) : at;
+    let inPriority = place;
+    const others = new Map<RequestRecord["priority"], number>();
+    for (const { priority, count } of [...this.groups.values()].filter((group) => group !== own)) {
+      if (priority === own.priority) inPriority += Math.min(count, place);
+      else others.set(priority, (others.get(priority) ?? 0) + count);
+    }
+    let ahead = inPriority;
+    for (const [priority, count] of others) {
+      const turns = Math.floor(((inPriority + 1) * shares[priority]) / shares[own.priority]);
+      ahead += Math.min(count, turns);
+    }
+    return ahead;
   }
 
   /**
@@ -139,8 +174,17 @@ export class Backlog {
       insert(heads, record);
     }
     group.heads = heads.slice(0, windowSize);
-    group.count = last ? Math.max(group.count, heads.length) : heads.length;
+    // Where there may be more, one more is counted at least, so that the store is asked again before it is forgotten.
+    group.count = last ? Math.max(group.count, heads.length + 1) : heads.length;
     this.forgetEmpty(group);
+  }
+
+  /** What is known of the rows holds no more: they are read again. */
+  forgetHeads(): void {
+    for (const group of this.groups.values()) {
+      group.heads = [];
+      group.loading = undefined;
+    }
   }
 
   /** A window could not be read: it will be asked for again. */
@@ -153,15 +197,28 @@ export class Backlog {
     const key = keyOf(of);
     let group = this.groups.get(key);
     if (!group) {
-      group = { lane: this.lane, priority: of.priority, project: of.project, count: 0, heads: [] };
+      const { priority, project } = of;
+      const account = this.turns.account(priority, project);
+      group = { lane: this.lane, priority, project, account, count: 0, heads: [] };
       this.groups.set(key, group);
     }
     return group;
   }
 
+  /** The groups of which a head is due. */
+  private dueAt(now: number): Group[] {
+    const due: Group[] = [];
+    for (const group of this.groups.values()) if (isDue(group, now)) due.push(group);
+    return due;
+  }
+
   private forgetEmpty(group: Group): void {
     if (group.count === 0 && !group.loading) this.groups.delete(keyOf(group));
   }
+}
+
+function isDue({ heads: [head] }: Group, now: number): boolean {
+  return head !== undefined && head.dueAt <= now;
 }
 
 /** Inserts in order; mostly at the end. */

@@ -25,6 +25,7 @@ export type ErrorCode =
   | "body_too_large"
   | "unsupported_content_type"
   | "queue_full"
+  | "rate_limited"
   | "overloaded"
   | "still_running"
   | "shutting_down"
@@ -111,6 +112,12 @@ export const failures = {
     code: "upstream_bad_answer",
     message: `The upstream "${upstream}" answered 200 with a body that is not valid JSON.`,
     type: "api_error",
+    status: 502,
+  }),
+  invalidOutput: (reasons: string[]): Failure => ({
+    code: "invalid_output",
+    message: `The answer is not valid: ${reasons.join("; ").slice(0, 1000)}.`,
+    type: "invalid_output_error",
     status: 502,
   }),
 } as const;

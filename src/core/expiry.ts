@@ -4,11 +4,14 @@ import { failures } from "./errors.ts";
 import type { Lane, Lanes } from "./lanes.ts";
 import type { World } from "./ports.ts";
 import type { Failure, Reason, RequestRecord } from "./request.ts";
-import { nextTarget } from "./routing.ts";
+import { nextTarget, type Opening } from "./routing.ts";
 
 /** What can be done with a request that waits. */
 export interface Hands {
-  routeOf(record: RequestRecord): string[];
+  openingsFor(record: RequestRecord): Opening[];
+  failoverAfterMs(record: RequestRecord): number | undefined;
+  /** Whether requests of an upstream may have other targets. */
+  hasAlternatives(upstream: string): boolean;
   /** Both are false where the request does not wait any more. */
   reroute(record: RequestRecord, lane: string | undefined): Promise<boolean>;
   giveUp(record: RequestRecord, failure: Failure, reason: Reason): Promise<boolean>;
@@ -49,11 +52,20 @@ export class Expiry {
     return this.nextAt;
   }
 
-  /** A lane that stays closed may hold requests that cannot wait for it. Returns when to sweep next. */
-  noteClosed(lane: Lane): number {
-    const closed = this.lanes.opening(lane.key).opensAt > 0;
-    if (closed && !lane.backlog.isEmpty) this.dueBy(this.world.clock.now() + lookMs);
+  /** A lane that stays closed, or full, may hold requests that cannot wait for it. Returns when to sweep next. */
+  noteHeld(lane: Lane, opening: Opening): number {
+    // A gate that may be tried again is not open yet.
+    if (this.holds(lane, opening, 0)) this.dueBy(this.world.clock.now() + lookMs);
     return this.nextAt;
+  }
+
+  private holds(lane: Lane, { opensAt }: Opening, since: number): boolean {
+    return opensAt > since || (this.lanes.isBusy(lane) && this.hands.hasAlternatives(lane.upstream.name));
+  }
+
+  /** The wall clock was set. */
+  clockSet(byMs: number): void {
+    this.dueAt += byMs;
   }
 
   /** Does what is due. Where the store fails, it is tried again a moment later. */
@@ -63,7 +75,7 @@ export class Expiry {
     this.dueAt = never;
     try {
       await this.sweepDeadlines();
-      for (const lane of [...this.lanes.all()]) await this.sweepClosed(lane);
+      for (const lane of [...this.lanes.all()]) await this.sweepHeld(lane);
     } catch {
       this.dueBy(this.world.clock.now() + lookMs);
     } finally {
@@ -92,15 +104,24 @@ export class Expiry {
     }
   }
 
-  private async sweepClosed(lane: Lane): Promise<void> {
+  private async sweepHeld(lane: Lane): Promise<void> {
     const now = this.world.clock.now();
-    const { opensAt } = this.lanes.opening(lane.key);
-    if (lane.backlog.isEmpty || opensAt <= now) return;
+    const opening = this.lanes.openingOf(lane, now, lane.backlog.next(now));
+    if (lane.backlog.isEmpty || !this.holds(lane, opening, now)) return;
     this.dueBy(now + lookMs);
+    const { opensAt, heldBy } = opening;
+    // Where limits are all that holds them, they have nowhere else to go, and nothing to fear.
+    if (
+      heldBy === "rate_limit" &&
+      lane.gate.kind === "open" &&
+      !this.hands.hasAlternatives(lane.upstream.name)
+    )
+      return;
     for (const group of lane.backlog.groupsOf("interactive")) {
       const rows = await this.world.store.heads(group, callersPerRead);
       await Promise.all(rows.map((row) => this.release(row, lane, now)));
     }
+    if (opensAt <= now) return;
     for (;;) {
       const rows = await this.world.store.expiring({ lane: lane.key, limit: rowsPerRead });
       const released = await Promise.all(rows.map((row) => this.release(row, lane, now)));
@@ -109,19 +130,30 @@ export class Expiry {
   }
 
   /**
-   * Moves a request to an open lane of its route, if its own upstream cannot be reached or somebody waits for
-   * it; what runs in the background waits for its turn. Ends what waits in vain. False where it stays.
+   * Moves a request to an open lane of its route, if its own upstream is broken or cannot be reached, or if somebody
+   * has waited, or would have to wait, too long for it; what runs in the background waits for limits. Ends what waits
+   * in vain. False where it stays.
    */
   private async release(row: RequestRecord, lane: Lane, now: number): Promise<boolean> {
-    const openings = this.hands.routeOf(row).map((key) => this.lanes.opening(key));
-    const soonest = Math.min(this.lanes.opening(lane.key).opensAt, ...openings.map(({ opensAt }) => opensAt));
+    const openings = this.hands.openingsFor(row);
+    const own = this.lanes.openingOf(lane, now, row);
+    const soonest = Math.min(own.opensAt, ...openings.map(({ opensAt }) => opensAt));
     const hopeless = this.hopeless(row, lane, soonest, now);
-    const next = nextTarget(openings, row, "soonest", now);
+    const withRoom = openings.filter((one) => one.lane === row.lane || this.hasRoom(one));
+    const next = nextTarget(withRoom, row, { rule: "soonest", at: now });
     const elsewhere = next && next.opensAt <= now ? next.lane : undefined;
-    const unreachable = this.lanes.unreachableSince(lane.key) !== undefined;
-    const moves = row.dueAt <= now && (unreachable || row.priority === "interactive");
+    const patienceMs = this.hands.failoverAfterMs(row);
+    const tooLong =
+      patienceMs !== undefined && Math.max(own.opensAt, now) - Math.min(row.dueAt, now) > patienceMs;
+    const isBroken = own.heldBy === "unreachable" || own.heldBy === "breaker";
+    const moves = row.dueAt <= now && (isBroken || tooLong);
     if ((hopeless || moves) && (await this.hands.reroute(row, elsewhere))) return true;
     return hopeless !== undefined && this.hands.giveUp(row, hopeless.failure, hopeless.reason);
+  }
+
+  private hasRoom({ lane: key }: Opening): boolean {
+    const lane = this.lanes.find(key);
+    return lane === undefined || !this.lanes.isBusy(lane);
   }
 
   /** Why a request that waits in a closed lane has nothing to wait for; undefined where it has. */
@@ -138,7 +170,8 @@ export class Expiry {
       const failure = failures.unreachable(lane.upstream.name);
       if (waitedMs >= this.unreachableAfterMs) return { failure, reason: "unreachable" };
     }
-    const tooLate = since === undefined && soonest >= record.deadlineAt;
+    // Only what was told, and what limits say, is certain: a breaker may be closed sooner than it thinks.
+    const tooLate = since === undefined && soonest >= record.deadlineAt && lane.gate.kind !== "open";
     return tooLate && lane.refusal ? { failure: lane.refusal, reason: "deadline" } : undefined;
   }
 }

@@ -277,12 +277,12 @@ export class Feeds {
 
   /** Every stream is written at a time of its own: all at once would hold up who is just being accepted. */
   private record(feed: Feed): void {
-    if (!this.dirtySince.has(feed)) this.dirtySince.set(feed, this.world.clock.now());
+    if (!this.dirtySince.has(feed)) this.dirtySince.set(feed, this.world.clock.ticks());
     if (this.armed) return;
     this.armed = true;
     this.world.clock.timer(lookEveryMs, () => {
       this.armed = false;
-      const now = this.world.clock.now();
+      const now = this.world.clock.ticks();
       for (const [one, since] of this.dirtySince) {
         // Where the wall clock was set back, what seems to be of later is old.
         if (since > now - recordAfterMs && since <= now) break;

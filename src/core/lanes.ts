@@ -1,9 +1,12 @@
 /**
- * The lanes and upstreams of this process: their gates, the calls in flight, the backlogs. Grants slots
- * (the right to make one call) and learns from what came of them.
+ * The lanes and upstreams of this process: who is in flight and who waits. Grants slots (the right to make one call)
+ * where gates, breakers, limits and capacity let it through, and learns from what came of them.
  */
 
 import { Backlog } from "./backlog.ts";
+import * as breakers from "./breaker.ts";
+import { onOverload, onSuccess, restored } from "./concurrency.ts";
+import { Flow, type FlowSettings, type LaneFlow, type UpstreamFlow } from "./flow.ts";
 import {
   admits,
   close,
@@ -15,12 +18,19 @@ import {
   probeAbandoned,
   probePassed,
 } from "./gate.ts";
+import type { Amounts, Taken } from "./meter.ts";
 import type { Observer } from "./ports.ts";
-import { type Failure, laneParts, type RequestRecord } from "./request.ts";
+import { type CallSize, type Failure, laneParts, type RequestRecord } from "./request.ts";
 import type { Reading } from "./retry.ts";
+import { draw, earn } from "./retry-budget.ts";
 import type { Opening } from "./routing.ts";
+import { calibrated, usageOf } from "./token-estimate.ts";
 
-interface UpstreamState {
+export interface LaneSettings extends FlowSettings {
+  laneBackoff: GateBackoff;
+}
+
+export interface UpstreamState {
   name: string;
   gate: Gate;
   inFlight: number;
@@ -28,10 +38,20 @@ interface UpstreamState {
   lanes: Lane[];
   /** The lane that was served last: the next turn is its neighbour's. */
   turn: number;
+  flow: UpstreamFlow;
+  /** What it shares with the other upstreams of its limit group. */
+  shared: Shared;
+}
+
+/** Limits that several lanes share are given to them in the order in which they were refused. */
+interface Shared {
+  /** The lane that has been refused for longest, and when its request fits. Others wait until it has. */
+  owed?: { lane: string; opensAt: number; since: number };
 }
 
 /** A caller whose request is not accepted yet, and who waits for a slot; undefined: there is none soon. */
 export interface Arrival {
+  record: RequestRecord;
   serve(slot: Slot | undefined): void;
 }
 
@@ -45,141 +65,358 @@ export interface Lane {
   arrivals: Set<Arrival>;
   /** What the upstream said when it closed the lane. */
   refusal?: Failure;
+  flow: LaneFlow;
+  /** The calls in flight, in the order in which they were granted. */
+  slots: Set<Slot>;
 }
 
-/** The right to make one call in a lane; given back by `settle` or `abandon`, once. */
+/** The right to make one call in a lane; given back by `free` or `abandon`, once. */
 export interface Slot {
   lane: Lane;
   grantedAt: number;
-  /** The call was granted as the one probe of the lane's gate, or of the upstream's. */
+  taken: Taken;
+  size: CallSize | undefined;
+  /** The call was granted as the one probe of the lane's gate or breaker, or of the upstream's. */
   laneProbe: boolean;
   upstreamProbe: boolean;
+  laneTrial: boolean;
+  upstreamTrial: boolean;
 }
 
 /** Why a request waits. Computed when asked, never stored. */
 export interface Waiting {
-  why: "rate_limit" | "backoff" | "scheduled" | "capacity";
+  why: "rate_limit" | "breaker" | "backoff" | "scheduled" | "capacity";
   until?: number;
 }
 
+const nothing: Amounts = { requests: 0, tokens: 0 };
+const smallest: Amounts = { requests: 1, tokens: 1 };
+/** Nobody is waited for longer than this: two windows of the limits that are shared. */
+const longestOwedMs = 120_000;
+/** An upstream that has answered so short a while ago is busy, not broken. */
+const servingMs = 1_000;
+
 export class Lanes {
+  readonly flow: Flow;
   private readonly lanes = new Map<string, Lane>();
   private readonly upstreams = new Map<string, UpstreamState>();
-  private readonly backoff: GateBackoff;
+  private readonly settings: LaneSettings;
   private readonly observer: Observer;
+  /** By how much the wall clock was set since the start. In here time goes by as if it had not been. */
+  private setByMs = 0;
+  private hasNews = false;
 
-  constructor(
-    upstreams: { name: string; maxConcurrency: number }[],
-    backoff: GateBackoff,
-    observer: Observer,
-  ) {
-    this.backoff = backoff;
+  constructor(settings: LaneSettings, observer: Observer) {
+    this.settings = settings;
     this.observer = observer;
-    for (const { name, maxConcurrency } of upstreams) {
-      this.upstreams.set(name, { name, gate: open, inFlight: 0, maxConcurrency, lanes: [], turn: 0 });
+    this.flow = new Flow(settings);
+    for (const flow of this.flow.knownUpstreams()) {
+      const { name } = flow;
+      const { maxConcurrency, limitGroup } = flow.settings;
+      const group = [...this.upstreams.values()].find(
+        (other) => limitGroup !== undefined && other.flow.settings.limitGroup === limitGroup,
+      );
+      const shared = group?.shared ?? {};
+      this.upstreams.set(name, {
+        ...{ name, gate: open, inFlight: 0, maxConcurrency, lanes: [], turn: 0, flow, shared },
+      });
     }
+  }
+
+  /** The wall clock was set: what is closed for a while stays so for that while, no more and no less. */
+  clockSet(byMs: number): void {
+    this.setByMs += byMs;
+  }
+
+  /** An instant of the wall clock as one in here. */
+  steady(now: number): number {
+    return now - this.setByMs;
+  }
+
+  /** And back. Always (0) and never (Infinity) stay. */
+  wall(at: number): number {
+    return at === 0 ? 0 : at + this.setByMs;
   }
 
   all(): Iterable<Lane> {
     return this.lanes.values();
   }
 
+  /** The upstreams with their lanes in use, in the order of the configuration. */
+  states(): Iterable<UpstreamState> {
+    return this.upstreams.values();
+  }
+
   /** The lane, made on first use; undefined where its upstream is not configured (any more). */
-  get(key: string): Lane | undefined {
+  get(key: string, wallNow: number): Lane | undefined {
     let lane = this.lanes.get(key);
     if (lane) return lane;
     const upstream = this.upstreams.get(laneParts(key).upstream);
-    if (!upstream) return undefined;
-    lane = { key, upstream, inFlight: 0, gate: open, backlog: new Backlog(key), arrivals: new Set() };
+    const flow = this.flow.lane(key, this.steady(wallNow));
+    if (!upstream || !flow) return undefined;
+    lane = {
+      ...{ key, upstream, inFlight: 0, gate: open, backlog: new Backlog(key), arrivals: new Set(), flow },
+      slots: new Set(),
+    };
     this.lanes.set(key, lane);
     upstream.lanes.push(lane);
     return lane;
   }
 
+  /** The lane if anybody uses it. */
+  find(key: string): Lane | undefined {
+    return this.lanes.get(key);
+  }
+
+  private readonly isInUse = (key: string): boolean => this.lanes.has(key);
+
   /** Forgets a lane, if it is there, that nobody uses. */
-  tidy(key: string): void {
+  tidy(key: string, wallNow: number): void {
     const lane = this.lanes.get(key);
     if (lane) this.forgetIdle(lane);
+    else this.flow.tidy(key, this.steady(wallNow), this.isInUse);
   }
 
-  /** The lanes of an upstream in the order of their turns: each time another one is first. */
+  /**
+   * The lanes that may be waiting for what a lane gives back, in the order of their turns: each time another one of
+   * its upstream is first. Those of upstreams that share its limits come last.
+   */
   inTurn({ upstream }: Lane): Lane[] {
     const { lanes } = upstream;
-    if (lanes.length === 1) return lanes;
-    upstream.turn = (upstream.turn + 1) % lanes.length;
-    return [...lanes.slice(upstream.turn), ...lanes.slice(0, upstream.turn)];
+    const { limitGroup } = upstream.flow.settings;
+    if (lanes.length === 1 && limitGroup === undefined) return lanes;
+    upstream.turn = (upstream.turn + 1) % Math.max(1, lanes.length);
+    const own = [...lanes.slice(upstream.turn), ...lanes.slice(0, upstream.turn)];
+    if (limitGroup === undefined) return own;
+    const others = [...this.upstreams.values()].filter(
+      (other) => other !== upstream && other.flow.settings.limitGroup === limitGroup,
+    );
+    return [...own, ...others.flatMap((other) => other.lanes)];
   }
 
-  /** A slot, if the upstream has capacity and both gates let somebody through now. */
-  slot(lane: Lane, now: number): Slot | undefined {
-    const { upstream } = lane;
-    if (upstream.inFlight >= upstream.maxConcurrency) return undefined;
+  /** A slot, if there is capacity and gates, breakers and limits let such a request through now. */
+  slot(lane: Lane, record: RequestRecord, wallNow: number): Slot | undefined {
+    const now = this.steady(wallNow);
+    const admitted = this.admitted(lane, now);
+    const amounts = this.flow.amounts(lane.flow, record.terms.size);
+    if (!admitted || !this.fits(lane, amounts, now)) {
+      // Who could not go anyhow is not waited for.
+      if (!admitted) this.forgo(lane);
+      return undefined;
+    }
+    this.forgo(lane);
+    return this.granted(lane, record, amounts, admitted, now);
+  }
+
+  /** How gates and breakers let somebody through now; undefined where they do not, or where there is no capacity. */
+  private admitted(lane: Lane, now: number) {
+    const { upstream, flow } = lane;
+    if (this.isBusy(lane)) return undefined;
     const byLane = admits(lane.gate, now);
     const byUpstream = admits(upstream.gate, now);
     if (byLane === "no" || byUpstream === "no") return undefined;
+    const laneTrial = breakers.admits(flow.breaker, now);
+    const upstreamTrial = breakers.admits(upstream.flow.breaker, now);
+    if (laneTrial === "no" || upstreamTrial === "no") return undefined;
+    return { byLane, byUpstream, laneTrial, upstreamTrial };
+  }
+
+  /** Whether the limits allow it, and nobody else was refused before by those that are shared. */
+  private fits(lane: Lane, amounts: Amounts, now: number): boolean {
+    const { metering } = lane.flow;
+    if (!metering.limits) return true;
+    if (this.owedToAnother(lane, now) !== undefined) return false;
+    const opensAt = metering.opensAt(amounts, now);
+    if (opensAt <= now) return true;
+    const { shared } = lane.upstream;
+    // Whom its own limits keep back need not keep others back.
+    if (metering.ownOpensAt(amounts, now) <= now)
+      shared.owed = { lane: lane.key, opensAt, since: shared.owed?.since ?? now };
+    return false;
+  }
+
+  /** Until when a lane waits for another one to get what it was refused before; undefined where it does not. */
+  private owedToAnother({ key, upstream: { shared } }: Lane, now: number): number | undefined {
+    const { owed } = shared;
+    if (!owed || owed.lane === key) return undefined;
+    const other = this.lanes.get(owed.lane);
+    const stillWaits = other && (!other.backlog.isEmpty || other.arrivals.size > 0);
+    if (stillWaits && now - owed.since < longestOwedMs && now >= owed.since)
+      return Math.max(owed.opensAt, now + 1);
+    shared.owed = undefined;
+    return undefined;
+  }
+
+  private forgo({ key, upstream: { shared } }: Lane): void {
+    if (shared.owed?.lane === key) shared.owed = undefined;
+  }
+
+  private granted(
+    lane: Lane,
+    record: RequestRecord,
+    amounts: Amounts,
+    by: NonNullable<ReturnType<Lanes["admitted"]>>,
+    now: number,
+  ): Slot {
+    const { upstream, flow } = lane;
+    flow.usedAt = now;
     upstream.inFlight++;
     lane.inFlight++;
+    if (record.attempt === 0) upstream.flow.budget = earn(upstream.flow.budget, now);
     this.setGate(lane, lane.key, passed(lane.gate, now));
     this.setGate(upstream, upstream.name, passed(upstream.gate, now));
-    return { lane, grantedAt: now, laneProbe: byLane === "probe", upstreamProbe: byUpstream === "probe" };
+    flow.breaker = breakers.passed(flow.breaker, now);
+    upstream.flow.breaker = breakers.passed(upstream.flow.breaker, now);
+    const slot: Slot = {
+      lane,
+      grantedAt: now,
+      taken: flow.metering.take(amounts, now),
+      size: record.terms.size,
+      laneProbe: by.byLane === "probe",
+      upstreamProbe: by.byUpstream === "probe",
+      laneTrial: by.laneTrial === "probe",
+      upstreamTrial: by.upstreamTrial === "probe",
+    };
+    lane.slots.add(slot);
+    return slot;
+  }
+
+  /**
+   * A call that is not ours to schedule goes to a lane at once, if limits let it: then it counts as any other.
+   * Undefined where it may, else from when on, in epoch ms.
+   */
+  letThrough(key: string, size: CallSize, wallNow: number): number | undefined {
+    const now = this.steady(wallNow);
+    const flow = this.lanes.get(key)?.flow ?? this.flow.lane(key, now);
+    this.tidy(key, wallNow);
+    if (!flow?.metering.limits) return undefined;
+    const amounts = this.flow.amounts(flow, size);
+    const opensAt = flow.metering.opensAt(amounts, now);
+    if (opensAt > now) return this.wall(opensAt);
+    flow.metering.take(amounts, now);
+    return undefined;
+  }
+
+  /** Whether there is no capacity: for all of the upstream, or for as many of this lane at once as are good for it. */
+  isBusy({ upstream, inFlight, flow }: Lane): boolean {
+    return upstream.inFlight >= upstream.maxConcurrency || inFlight >= Math.floor(flow.concurrency.limit);
   }
 
   /** Whether nothing but capacity is wanting: a slot comes as soon as a call ends. */
-  isOnlyBusy({ gate, upstream }: Lane): boolean {
-    const bothOpen = gate.kind === "open" && upstream.gate.kind === "open";
-    return bothOpen && upstream.inFlight >= upstream.maxConcurrency;
+  isOnlyBusy(lane: Lane, now: number): boolean {
+    return this.isBusy(lane) && this.openingOf(lane, now).opensAt <= now;
   }
 
   /** Whether a slot is still worth its claim: nobody has been told to wait since it was granted. */
-  stillOpen(slot: Slot, now: number): boolean {
-    const { gate, upstream } = slot.lane;
+  stillOpen(slot: Slot, wallNow: number): boolean {
+    const now = this.steady(wallNow);
+    const { gate, upstream, flow } = slot.lane;
     const byLane = gate.kind === "open" || (probesLane(slot) && gate.kind === "probing" && gate.until <= now);
     const byUpstream = upstream.gate.kind === "open" || (probesUpstream(slot) && upstream.gate.until <= now);
-    return byLane && byUpstream;
+    const byLaneBreaker = flow.breaker.kind === "closed" || triesLane(slot);
+    const byUpstreamBreaker = upstream.flow.breaker.kind === "closed" || triesUpstream(slot);
+    return byLane && byUpstream && byLaneBreaker && byUpstreamBreaker;
   }
 
   /** Gives back a slot whose call was never made. */
-  abandon(slot: Slot, now: number): void {
-    this.forgetProbe(slot, now);
+  abandon(slot: Slot, wallNow: number): void {
+    const now = this.steady(wallNow);
+    slot.lane.flow.metering.settle(slot.taken, nothing, now);
+    this.forgetProbe(slot, wallNow);
     this.free(slot);
   }
 
   /** A call was stopped by us: if it was a probe, the next one may try. */
-  forgetProbe(slot: Slot, now: number): void {
+  forgetProbe(slot: Slot, wallNow: number): void {
+    const now = this.steady(wallNow);
     const { lane } = slot;
+    const { upstream } = lane;
     if (probesLane(slot)) lane.gate = probeAbandoned(lane.gate, now);
-    if (probesUpstream(slot)) lane.upstream.gate = probeAbandoned(lane.upstream.gate, now);
+    if (probesUpstream(slot)) upstream.gate = probeAbandoned(upstream.gate, now);
+    this.forgetTrial(slot, now);
+  }
+
+  /** The call says nothing about its upstream: if it was to try a breaker, the next one may. */
+  private forgetTrial(slot: Slot, now: number): void {
+    const { upstream, flow } = slot.lane;
+    if (triesLane(slot)) flow.breaker = breakers.probeAbandoned(flow.breaker, now);
+    if (triesUpstream(slot)) upstream.flow.breaker = breakers.probeAbandoned(upstream.flow.breaker, now);
   }
 
   /** Learns from a call. The slot itself is given back by `free`, when the result is on disk. */
-  learn(slot: Slot, reading: Reading, now: number, luck: number): void {
+  learn(
+    slot: Slot,
+    record: RequestRecord,
+    reading: Reading,
+    { now: wallNow, luck, isWhole }: { now: number; luck: number; isWhole: boolean },
+  ): void {
+    const now = this.steady(wallNow);
+    this.learnGates(slot, reading, now, luck);
+    // Too much for it, while it works on others, is no fault.
+    const isFault = reading.isFault && !(reading.isOverload && this.isServing(slot, now));
+    this.learnBreakers(slot, record, { ...reading, isFault }, now, luck);
+    this.learnLimits(slot, reading, now, isWhole);
+    this.learnConcurrency(slot, reading, now);
+  }
+
+  private learnConcurrency(slot: Slot, { isOverload, verdict }: Reading, now: number): void {
+    const { flow, inFlight, key } = slot.lane;
+    if (verdict === "success") {
+      flow.succeededAt = now;
+      flow.concurrency = onSuccess(flow.concurrency, inFlight, flow.maxConcurrency, now);
+    }
+    if (!isOverload || slot.laneProbe || slot.laneTrial) return;
+    const before = Math.floor(flow.concurrency.limit);
+    flow.concurrency = onOverload(flow.concurrency, slot.grantedAt, now, flow.minConcurrency, inFlight);
+    const limit = Math.floor(flow.concurrency.limit);
+    if (limit < before) this.observer.tell({ event: "concurrency_lowered", lane: key, limit });
+  }
+
+  /** Whether the upstream works, for others than this call. */
+  private isServing({ lane: { flow, slots } }: Slot, now: number): boolean {
+    return slots.size > 1 || now - flow.succeededAt < servingMs;
+  }
+
+  /**
+   * The call of a slot is sent, some writing after it was granted: limits count it from now on. Told is from when on it
+   * may be (epoch ms): now, unless that took so long that others have taken its place.
+   */
+  sending({ lane, taken }: Slot, wallNow: number): number {
+    return this.wall(lane.flow.metering.move(taken, this.steady(wallNow)));
+  }
+
+  /** Whether a breaker has opened since this was asked last. */
+  takeNews(): boolean {
+    const { hasNews } = this;
+    this.hasNews = false;
+    return hasNews;
+  }
+
+  /** A stream has said something: its upstream is well, however long it goes on. True where that was the question. */
+  alive(slot: Slot, wallNow: number): boolean {
+    const now = this.steady(wallNow);
     const { lane } = slot;
-    const { upstream } = lane;
-    const laneProbe = probesLane(slot);
-    const upstreamProbe = probesUpstream(slot);
-    const { retryAfterMs } = reading;
-    // Whoever is told to wait waits, also after an ordinary error.
-    if (reading.verdict === "throttled" || (reading.verdict === "transient" && retryAfterMs !== undefined)) {
-      const told = { now, luck, why: "rate_limit" as const, retryAfterMs, probe: laneProbe };
-      lane.refusal = reading.result.failure;
-      this.setGate(lane, lane.key, close(lane.gate, told, this.backoff));
-    } else if (laneProbe) {
-      // A probe that could not be sent says nothing about the lane: the next one may try.
-      const gate =
-        reading.verdict === "not_sent" ? probeAbandoned(lane.gate, now) : probePassed(lane.gate, now);
-      this.setGate(lane, lane.key, gate);
-    }
-    if (reading.verdict === "not_sent") {
-      const told = { now, luck, why: "unreachable" as const, probe: upstreamProbe };
-      this.setGate(upstream, upstream.name, close(upstream.gate, told, this.backoff));
-    } else if (upstreamProbe) {
-      this.setGate(upstream, upstream.name, probePassed(upstream.gate, now));
-    }
+    const byLane = triesLane(slot);
+    const byUpstream = triesUpstream(slot);
+    if (byLane) this.succeeded(lane.flow, lane.key, now, true);
+    if (byUpstream) this.succeeded(lane.upstream.flow, lane.upstream.name, now, true);
+    return byLane || byUpstream;
+  }
+
+  /** From when on another attempt of a request that failed there may be made at an upstream: its retry budget. */
+  retryAt(upstreamName: string, wallNow: number): number {
+    const flow = this.flow.upstream(upstreamName);
+    if (!flow) return wallNow;
+    const { budget, at } = draw(flow.budget, this.steady(wallNow));
+    flow.budget = budget;
+    return this.wall(at);
   }
 
   /** Gives back a slot. */
-  free({ lane }: Slot): void {
+  free(slot: Slot): void {
+    const { lane } = slot;
     const { upstream } = lane;
+    lane.slots.delete(slot);
     upstream.inFlight--;
     lane.inFlight--;
     this.forgetIdle(lane);
@@ -191,11 +428,13 @@ export class Lanes {
     if (!lane.backlog.isEmpty || lane.arrivals.size > 0) return;
     this.lanes.delete(lane.key);
     lane.upstream.lanes = lane.upstream.lanes.filter((other) => other !== lane);
+    this.flow.tidy(lane.key, lane.flow.usedAt, this.isInUse);
   }
 
   /** Closes a lane that was told to wait before this process was started. */
   closeUntil(lane: Lane, until: number, now: number): void {
-    this.setGate(lane, lane.key, { kind: "closed", until, since: now, strikes: 1, why: "rate_limit" });
+    const [at, since] = [this.steady(until), this.steady(now)];
+    this.setGate(lane, lane.key, { kind: "closed", until: at, since, strikes: 1, why: "rate_limit" });
   }
 
   /** Slots that have been granted and not been given back. */
@@ -213,30 +452,177 @@ export class Lanes {
   }
 
   /** From when a request may get through in a lane, as far as is known; never where there is no such upstream. */
-  opening(key: string): Opening {
+  opening(key: string, now: number, record?: RequestRecord): Opening {
     const upstream = this.upstreams.get(laneParts(key).upstream);
-    if (!upstream) return { lane: key, opensAt: Number.POSITIVE_INFINITY };
-    const gate = this.lanes.get(key)?.gate ?? open;
-    return { lane: key, opensAt: Math.max(opensAt(gate), opensAt(upstream.gate)) };
+    if (!upstream) return { lane: key, opensAt: Number.POSITIVE_INFINITY, closedUntil: 0 };
+    const at = this.steady(now);
+    const flow = this.lanes.get(key)?.flow ?? this.flow.look(key, at)!;
+    return this.openingFor(key, this.lanes.get(key)?.gate ?? open, upstream, flow, at, record);
+  }
+
+  /** Without a record: for the smallest request. */
+  openingOf(lane: Lane, now: number, record?: RequestRecord): Opening {
+    const at = this.steady(now);
+    const opening = this.openingFor(lane.key, lane.gate, lane.upstream, lane.flow, at, record);
+    const owedUntil = lane.flow.metering.limits ? this.owedToAnother(lane, at) : undefined;
+    if (owedUntil === undefined) return opening;
+    return {
+      ...opening,
+      opensAt: Math.max(opening.opensAt, this.wall(owedUntil)),
+      heldBy: opening.heldBy ?? "rate_limit",
+    };
+  }
+
+  private openingFor(
+    lane: string,
+    gate: Gate,
+    upstream: UpstreamState,
+    flow: LaneFlow,
+    now: number,
+    record: RequestRecord | undefined,
+  ): Opening {
+    const { metering } = flow;
+    const gateOpensAt = opensAt(gate);
+    const upstreamOpensAt = opensAt(upstream.gate);
+    const breakerOpensAt = Math.max(
+      breakers.breakerOpensAt(flow.breaker, now),
+      breakers.breakerOpensAt(upstream.flow.breaker, now),
+    );
+    const amounts = record ? this.flow.amounts(flow, record.terms.size) : smallest;
+    const paceOpensAt = metering.limits ? metering.opensAt(amounts, now) : 0;
+    const limitOpensAt = Math.max(gateOpensAt, paceOpensAt > now ? paceOpensAt : 0);
+    let heldBy: Opening["heldBy"];
+    if (limitOpensAt > now) heldBy = "rate_limit";
+    if (upstreamOpensAt > now) heldBy = "unreachable";
+    if (breakerOpensAt > now) heldBy = "breaker";
+    return {
+      lane,
+      opensAt: this.wall(Math.max(limitOpensAt, upstreamOpensAt, breakerOpensAt)),
+      heldBy,
+      closedUntil: this.wall(Math.max(gateOpensAt, upstreamOpensAt)),
+    };
   }
 
   /** Since when the upstream of a lane could not be reached; undefined while it can. */
   unreachableSince(key: string): number | undefined {
     const gate = this.upstreams.get(laneParts(key).upstream)?.gate;
-    return gate && gate.kind !== "open" ? gate.since : undefined;
+    return gate && gate.kind !== "open" ? this.wall(gate.since) : undefined;
   }
 
   /** Why a waiting request waits, and until when, as far as that is known. */
   explain(record: RequestRecord, now: number): Waiting {
-    const upstream = this.upstreams.get(laneParts(record.lane).upstream);
-    const byUpstream = opensAt(upstream?.gate ?? open);
-    const byLane = opensAt(this.lanes.get(record.lane)?.gate ?? open);
-    const until = Math.max(byLane, byUpstream, record.dueAt);
-    if (byLane > now) return { why: "rate_limit", until };
-    if (byUpstream > now) return { why: "backoff", until };
-    const scheduled = record.state === "queued";
-    if (record.dueAt > now) return { why: scheduled ? "scheduled" : "backoff", until: record.dueAt };
+    const { dueAt, state } = record;
+    if (state === "queued" && dueAt > now) return { why: "scheduled", until: dueAt };
+    const lane = this.lanes.get(record.lane);
+    const opening = lane ? this.openingOf(lane, now, record) : this.opening(record.lane, now, record);
+    const until = Math.max(opening.opensAt, dueAt);
+    if (opening.heldBy === "breaker") return { why: "breaker", until };
+    if (opening.heldBy === "unreachable") return { why: "backoff", until };
+    if (opening.heldBy === "rate_limit") return { why: "rate_limit", until: this.turnAt(record, until, now) };
+    if (dueAt > now) return { why: "backoff", until: dueAt };
     return { why: "capacity" };
+  }
+
+  /** When limits will have let through all who go before a request, if nobody comes in between. */
+  private turnAt(record: RequestRecord, opensAt: number, now: number): number {
+    const lane = this.lanes.get(record.lane);
+    if (!lane) return opensAt;
+    const ahead = lane.backlog.ahead(record);
+    const { metering } = lane.flow;
+    const amounts = this.flow.amounts(lane.flow, record.terms.size);
+    return Math.max(opensAt, this.wall(metering.turnAt(ahead, amounts, this.steady(now))));
+  }
+
+  private learnGates(slot: Slot, reading: Reading, now: number, luck: number): void {
+    const { lane } = slot;
+    const { upstream } = lane;
+    const { laneBackoff } = this.settings;
+    const laneProbe = probesLane(slot);
+    const upstreamProbe = probesUpstream(slot);
+    const { retryAfterMs } = reading;
+    // Whoever is told to wait waits, also after an ordinary error.
+    if (reading.verdict === "throttled" || (reading.verdict === "transient" && retryAfterMs !== undefined)) {
+      const told = { now, luck, why: "rate_limit" as const, retryAfterMs, probe: laneProbe };
+      lane.refusal = reading.result.failure;
+      this.setGate(lane, lane.key, close(lane.gate, told, laneBackoff));
+    } else if (laneProbe) {
+      // A probe that could not be sent says nothing about the lane: the next one may try.
+      const gate =
+        reading.verdict === "not_sent" ? probeAbandoned(lane.gate, now) : probePassed(lane.gate, now);
+      this.setGate(lane, lane.key, gate);
+    }
+    if (reading.verdict === "not_sent") {
+      const told = { now, luck, why: "unreachable" as const, probe: upstreamProbe };
+      this.setGate(upstream, upstream.name, close(upstream.gate, told, laneBackoff));
+    } else if (upstreamProbe) {
+      this.setGate(upstream, upstream.name, probePassed(upstream.gate, now));
+    }
+  }
+
+  private learnBreakers(
+    slot: Slot,
+    record: RequestRecord,
+    reading: Reading,
+    now: number,
+    luck: number,
+  ): void {
+    const { lane } = slot;
+    const { upstream, flow, key } = lane;
+    if (reading.isFault) {
+      const told = { now, luck, grantedAt: slot.grantedAt };
+      this.failed(flow, key, { ...told, source: record.id, probe: triesLane(slot) });
+      // One model that fails is not the upstream that fails.
+      this.failed(upstream.flow, upstream.name, { ...told, source: key, probe: triesUpstream(slot) });
+      return;
+    }
+    const says = reading.verdict === "success" || reading.verdict === "invalid_output";
+    if (says || (reading.verdict === "permanent" && reading.result.status !== undefined)) {
+      this.succeeded(flow, key, now, triesLane(slot));
+      this.succeeded(upstream.flow, upstream.name, now, triesUpstream(slot));
+    } else {
+      this.forgetTrial(slot, now);
+    }
+  }
+
+  private failed(
+    of: LaneFlow | UpstreamFlow,
+    name: string,
+    told: Parameters<typeof breakers.failed>[1],
+  ): void {
+    const was = of.breaker;
+    of.breaker = breakers.failed(was, told, this.settings.breaker);
+    if (of.breaker.kind !== "open" || was.kind === "open") return;
+    of.isDirty = true;
+    this.hasNews = true;
+    // It was not the number of calls.
+    if ("concurrency" in of) of.concurrency = restored(of.concurrency);
+    const { until, opens } = of.breaker;
+    const why = was.kind === "half_open" ? "probe_failed" : "failures";
+    this.observer.tell({ event: "breaker_opened", breaker: name, why, until, opens });
+  }
+
+  private succeeded(of: LaneFlow | UpstreamFlow, name: string, now: number, probe: boolean): void {
+    const was = of.breaker;
+    of.breaker = breakers.succeeded(was, now, probe, this.settings.breaker);
+    if (was.kind === "closed" || of.breaker.kind !== "closed") return;
+    of.isDirty = true;
+    this.observer.tell({ event: "breaker_closed", breaker: name });
+  }
+
+  /** `isWhole`: what was sent is what was reckoned. */
+  private learnLimits(slot: Slot, { verdict, result, limits }: Reading, now: number, isWhole: boolean): void {
+    const { flow } = slot.lane;
+    const usage = result.usage === undefined ? undefined : usageOf(result.usage);
+    const { status = 0 } = result;
+    // Whatever was answered with success was worked for, also where nobody can read it.
+    const wasDone = verdict === "ambiguous" || (status >= 200 && status < 300);
+    const used = usage?.total ?? (wasDone ? slot.taken.amounts.tokens : 0);
+    const actual = verdict === "not_sent" ? nothing : { requests: 1, tokens: used };
+    flow.metering.settle(slot.taken, actual, now);
+    if (limits) flow.metering.read(limits, slot.taken);
+    if (usage && verdict === "success" && isWhole)
+      flow.calibration = calibrated(flow.calibration, slot.size, usage);
+    if (limits || usage) flow.isDirty = true;
   }
 
   private setGate(of: { gate: Gate }, name: string, gate: Gate): void {
@@ -255,3 +641,9 @@ const probesLane = ({ lane: { gate }, laneProbe, grantedAt }: Slot): boolean =>
   laneProbe && gate.kind === "probing" && gate.probeAt === grantedAt;
 const probesUpstream = ({ lane: { upstream }, upstreamProbe, grantedAt }: Slot): boolean =>
   upstreamProbe && upstream.gate.kind === "probing" && upstream.gate.probeAt === grantedAt;
+
+/** A stream may have closed the breaker that it was to try; what opened since is tried by another. */
+const triesLane = ({ lane: { flow }, laneTrial, grantedAt }: Slot): boolean =>
+  laneTrial && flow.breaker.kind === "half_open" && flow.breaker.probeAt === grantedAt;
+const triesUpstream = ({ lane: { upstream }, upstreamTrial, grantedAt }: Slot): boolean =>
+  upstreamTrial && upstream.flow.breaker.kind === "half_open" && upstream.flow.breaker.probeAt === grantedAt;

@@ -8,8 +8,10 @@ import type { Slot, Waiting } from "./lanes.ts";
 import { Line } from "./line.ts";
 import type { ChangeSet, Ended, ListQuery, Part, World } from "./ports.ts";
 import { type StreamFrom, StreamReader, type StreamSink } from "./reader.ts";
+import { reportOf, type UpstreamReport } from "./report.ts";
 import {
   type AttemptRecord,
+  type CallSize,
   failedInVain,
   isReady,
   isTerminal,
@@ -20,8 +22,10 @@ import {
   type Terms,
   transition,
 } from "./request.ts";
-import { laneOf, nextTarget, type RouteTable, targetsFor } from "./routing.ts";
+import { drawOf, laneOf, nextTarget, type RouteTable, routeFor, targetsFor } from "./routing.ts";
 import { Scheduler, type SchedulerSettings } from "./scheduler.ts";
+import { Substitutes } from "./substitutes.ts";
+import type { CacheWish } from "./wishes.ts";
 
 /** What a caller asks for, as api has read it. */
 export interface Draft {
@@ -38,8 +42,13 @@ export interface Draft {
   fingerprint?: string;
   /** Where a call without a key, whose caller waits, may be repeated. */
   callHash?: string;
+  /** SHA-256 (hex) of what is compared where `cache` or `onFailure` look for an equal request. */
+  bodyHash?: string;
+  cache?: CacheWish;
   /** By its own account the call is a retry of one before. */
   isRetry?: boolean;
+  /** False where its caller gets something else in place of a failure, and so has no reason to come back for it. */
+  takesEcho?: boolean;
   /** The caller stays on the line. */
   hold: boolean;
   /** Whether the caller has gone: what is not accepted by then never is. */
@@ -72,6 +81,7 @@ const encoder = new TextEncoder();
 export class Queue {
   private readonly world: World;
   private readonly table: RouteTable;
+  private readonly failoverAfterMs: number;
   private readonly owner: Owner;
   private readonly scheduler: Scheduler;
   /** What becomes of keyless requests whose callers go. */
@@ -79,6 +89,8 @@ export class Queue {
   /** How many callers wait on the line for a request. */
   private readonly connected = new Map<string, number>();
   private readonly waiting = new Set<(last: boolean) => void>();
+  /** What callers get without a call, or in place of an answer. */
+  readonly substitutes: Substitutes;
   readonly admission: Admission;
   /** Requests that will wait to be called, and are just being written. */
   private arriving = 0;
@@ -90,11 +102,15 @@ export class Queue {
     this.world = world;
     this.admission = new Admission(settings.limits, world);
     this.table = settings.table;
+    this.failoverAfterMs = settings.failoverAfterMs;
     this.owner = settings.owner;
     this.adoption = new Adoption(world, settings);
+    this.substitutes = new Substitutes(world);
     this.scheduler = new Scheduler(world, settings, {
       isConnected: (id) => this.isConnected(id),
       onParked: () => this.tellStopping(false),
+      onTrouble: (id) => this.substitutes.tellTrouble(id),
+      onBreaker: () => this.substitutes.tellBreaker(),
       onBody: (bytes) => this.admission.count(bytes),
     });
   }
@@ -162,7 +178,8 @@ export class Queue {
     try {
       const refusal = this.refusal();
       if (refusal) throw refusal;
-      return await this.accept(draft, this.newRecord(draft));
+      const record = this.newRecord(draft);
+      return (await this.fromCache(draft, record)) ?? (await this.accept(draft, record));
     } catch (error) {
       return this.knownOr(error, draft);
     }
@@ -174,8 +191,37 @@ export class Queue {
       return slot ? await this.write(draft, record, slot) : await this.writeQueued(draft, record);
     } finally {
       // Callers choose the names of models: a lane that was only looked at must not stay.
-      this.scheduler.lanes.tidy(record.lane);
+      this.scheduler.lanes.tidy(record.lane, this.world.clock.now());
     }
+  }
+
+  /** What was answered before is answered again, without a call: on a record of its own, so that it is known. */
+  private async fromCache(draft: Draft, record: RequestRecord): Promise<Submission | undefined> {
+    const { idempotencyKey, hold, runAt } = draft;
+    if (runAt !== undefined) return undefined;
+    const hit = await this.substitutes.cached(draft, record);
+    if (!hit) return undefined;
+    const now = this.world.clock.now();
+    const answered: RequestRecord = {
+      ...record,
+      ...hit.facts,
+      // It is not what later ones are answered with: it would never grow old.
+      bodyHash: undefined,
+      callHash: undefined,
+      state: "completed",
+      endReason: "answered",
+      dueAt: now,
+      endedAt: now,
+    };
+    const parts = [...contentParts(draft.content), ...hit.answer];
+    const key = idempotencyKey === undefined ? undefined : keyOf(draft);
+    const result = await this.commit({ kind: "accept", record: answered, parts, key });
+    if (result.status === "conflict") return this.known(draft, result.current);
+    this.world.observer.tell({ event: "cache_hit", id: answered.id, from: hit.facts.cachedFrom });
+    if (!hold) return { kind: "accepted", record: answered };
+    const line = this.openLine(answered.id);
+    line.hear({ record: answered, answer: hit.answer });
+    return { kind: "accepted", record: answered, line };
   }
 
   private async writeQueued(draft: Draft, record: RequestRecord): Promise<Submission> {
@@ -190,9 +236,10 @@ export class Queue {
   }
 
   /** Where nothing new is taken, a retry still finds what it has asked for before. */
-  private async repeatedOr(refusal: AppError, { callHash, isRetry = false }: Draft): Promise<Submission> {
+  private async repeatedOr(refusal: AppError, draft: Draft): Promise<Submission> {
+    const { callHash } = draft;
     if (callHash === undefined) throw refusal;
-    const repeats = this.adoption.repeats(isRetry, this.world.clock.now());
+    const repeats = this.adoption.repeats(draft, this.world.clock.now());
     const result = await this.commit({ kind: "repeat", callHash, repeats });
     if (result.status !== "adopted" && result.status !== "echoed") throw refusal;
     return this.repeated(result.status, result.current);
@@ -217,7 +264,7 @@ export class Queue {
       record: first,
       parts: contentParts(draft.content),
       key: keyOf(draft),
-      repeats: draft.callHash === undefined ? undefined : this.adoption.repeats(draft.isRetry ?? false, now),
+      repeats: draft.callHash === undefined ? undefined : this.adoption.repeats(draft, now),
     };
     const abandon = () => {
       line?.close();
@@ -391,37 +438,70 @@ export class Queue {
     }
   }
 
+  /** What holds each upstream's lanes, and until when. */
+  upstreams(): UpstreamReport[] {
+    return reportOf(this.scheduler.lanes, this.world.clock.now());
+  }
+
+  /**
+   * Counts a call that is let through without a record against the limits of its lane.
+   * @throws AppError `rate_limited` where they do not allow it now
+   */
+  countLetThrough(lane: string, size: CallSize): void {
+    const now = this.world.clock.now();
+    const opensAt = this.scheduler.lanes.letThrough(lane, size, now);
+    if (opensAt === undefined) return;
+    const message = "The limits of this model's upstream are used up for the moment. Try again later.";
+    throw new AppError("rate_limited", message, { retryAfterMs: opensAt - now });
+  }
+
   /** Why a request waits and until when; undefined for one that does not wait. */
   explain(record: RequestRecord): Waiting | undefined {
     return isReady(record.state) ? this.scheduler.lanes.explain(record, this.world.clock.now()) : undefined;
   }
 
+  /** In which lane a request waits, or starts. @throws AppError `model_not_found`, `upstream_not_found` */
+  private firstLane(id: string, { model, terms, priority }: Draft, deadlineAt: number): string {
+    const now = this.world.clock.now();
+    const { lanes } = this.scheduler;
+    const targets = targetsFor(this.table, model, terms.upstream, drawOf(id)).map(laneOf);
+    if (targets.length === 1) return targets[0]!;
+    const asked = { terms } as RequestRecord;
+    const openings = targets.map((lane) => lanes.opening(lane, now, asked));
+    const { failoverAfterMs = this.failoverAfterMs } = routeFor(this.table, model) ?? {};
+    const isPatient = priority !== "interactive";
+    const patientUntil = isPatient ? deadlineAt : now + failoverAfterMs + 1;
+    const choice = { rule: "first" as const, at: now, patientUntil };
+    return nextTarget(openings, { lane: "", excluded: [] }, choice)?.lane ?? targets[0]!;
+  }
+
   private newRecord(draft: Draft): RequestRecord {
     const { clock, random } = this.world;
     const now = clock.now();
-    const targets = targetsFor(this.table, draft.model, draft.terms.upstream).map(laneOf);
-    const openings = targets.map((lane) => this.scheduler.lanes.opening(lane));
     const { project, endpoint, model, terms, priority, tags, idempotencyKey, fingerprint, callHash } = draft;
     const dueAt = draft.runAt ?? now;
+    const deadlineAt = dueAt + terms.deadlineMs;
+    const id = random.id();
     // Every field is there from the start: records that never change their shape are copied fast.
     return {
-      id: random.id(),
+      id,
       project,
       endpoint,
       model,
       state: "queued",
-      lane: nextTarget(openings, { lane: "", excluded: [] }, "first", now)?.lane ?? targets[0]!,
+      lane: this.firstLane(id, draft, deadlineAt),
       priority,
       dueAt,
       createdAt: now,
       updatedAt: now,
       startedAt: undefined,
       endedAt: undefined,
-      deadlineAt: dueAt + terms.deadlineMs,
+      deadlineAt,
       attempt: 0,
       round: 1,
       counted: 0,
       throttled: 0,
+      invalid: 0,
       excluded: [],
       unreachableSince: undefined,
       owner: undefined,
@@ -435,6 +515,11 @@ export class Queue {
       servedModel: undefined,
       responseId: undefined,
       usage: undefined,
+      cost: undefined,
+      findings: undefined,
+      degraded: undefined,
+      bodyHash: draft.bodyHash,
+      cachedFrom: undefined,
       error: undefined,
       lastErrorCode: undefined,
       endReason: undefined,

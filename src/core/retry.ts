@@ -2,6 +2,7 @@
 
 import { failures } from "./errors.ts";
 import type { Outcome } from "./ports.ts";
+import { type LimitReading, readRateHeaders } from "./provider-limits.ts";
 import {
   type AttemptResult,
   type Failure,
@@ -17,11 +18,24 @@ import { nextTarget, type Opening } from "./routing.ts";
 export interface Reading {
   verdict: Verdict;
   result: AttemptResult;
-  /** `upstream`: another target may still serve the request. `request`: the request itself is at fault. */
-  scope: "upstream" | "request";
+  /**
+   * `upstream`: another target may still serve the request. `request`: the request itself is at fault. `context`: it
+   * is too long for this target.
+   */
+  scope: "upstream" | "request" | "context";
+  /** It says that the upstream is broken: too many of these, and nothing is sent to it for a while. */
+  isFault: boolean;
+  /** It says that the upstream has too much to do, and not by an account of it that is kept per minute. */
+  isOverload: boolean;
+  /** The upstream was silent for too long. */
+  timedOut: boolean;
   /** Somebody should look at the configuration: a key, a quota, an address. */
   alert: boolean;
   retryAfterMs?: number;
+  /** The upstream's own account of what is left. */
+  limits?: { requests?: LimitReading; tokens?: LimitReading };
+  /** For the attempt that follows an invalid answer. */
+  feedback?: string[];
 }
 
 /** Codes of a 429 (or 402) that no waiting cures: research/gateways.md §7.1, Anthropic's spend limit among them. */
@@ -41,24 +55,40 @@ export function classify(outcome: Outcome, lane: string, now: number): Reading {
   const { upstream } = laneParts(lane);
   switch (outcome.kind) {
     case "network_error":
-      return outcome.sent
-        ? read("ambiguous", failures.lost(upstream))
-        : read("not_sent", failures.unreachable(upstream));
+      return outcome.sent ? lost(upstream) : read("not_sent", failures.unreachable(upstream));
     case "timeout":
       if (outcome.phase === "connect") return read("not_sent", failures.unreachable(upstream));
-      return read(
-        "ambiguous",
-        outcome.phase === "deadline" ? failures.deadline() : failures.timeout(upstream),
-      );
+      // The deadline is the caller's: it says nothing about the upstream.
+      if (outcome.phase === "deadline") return read("ambiguous", failures.deadline());
+      // So does a share of the time that he left it.
+      return {
+        ...read("ambiguous", failures.timeout(upstream)),
+        isFault: outcome.phase !== "share",
+        timedOut: true,
+      };
     case "aborted":
-      return read(outcome.sent ? "ambiguous" : "not_sent", failures.lost(upstream));
+      return outcome.sent ? lost(upstream) : read("not_sent", failures.lost(upstream));
     case "response":
       return classifyResponse(outcome, upstream, now);
   }
 }
 
+const lost = (upstream: string): Reading => ({
+  ...read("ambiguous", failures.lost(upstream)),
+  isFault: true,
+});
+
 function read(verdict: Verdict, failure: Failure): Reading {
-  return { verdict, result: { verdict, failure }, scope: "upstream", alert: false };
+  const result = { verdict, failure };
+  return {
+    verdict,
+    result,
+    scope: "upstream",
+    isFault: false,
+    isOverload: false,
+    timedOut: false,
+    alert: false,
+  };
 }
 
 type Response = Extract<Outcome, { kind: "response" }>;
@@ -67,18 +97,33 @@ function classifyResponse(response: Response, upstream: string, now: number): Re
   const header = (name: string) => response.headers.find(([key]) => key === name)?.[1];
   const told = retryAfterMs(header, now);
   const { verdict, scope, alert } = judge(response, told !== undefined);
-  const { facts } = response;
+  const { facts, status } = response;
   const result: AttemptResult = {
     verdict,
-    status: response.status,
+    status,
     firstByteAt: response.firstByteAt,
     providerRequestId: header("x-request-id") ?? header("request-id"),
     usage: facts.usage,
     responseId: facts.id,
     servedModel: facts.model,
+    findings: facts.findings,
     failure: verdict === "success" ? undefined : failureOf(response, upstream),
   };
-  return { verdict, result, scope, alert, retryAfterMs: verdict === "success" ? undefined : told };
+  const tellsLimits = response.headers.some(([name]) => name.startsWith("x-ratelimit-"));
+  return {
+    verdict,
+    result,
+    scope,
+    alert,
+    isFault: verdict === "transient" && (status >= 500 || status < 300),
+    // A rate limit is not cured by fewer calls at once. Whoever tells when to come back means one.
+    isOverload:
+      status === 529 || status === 503 || (verdict === "throttled" && told === undefined && !tellsLimits),
+    timedOut: false,
+    retryAfterMs: verdict === "success" ? undefined : told,
+    limits: tellsLimits ? readRateHeaders(header, now) : undefined,
+    feedback: facts.feedback,
+  };
 }
 
 type Judgement = Pick<Reading, "verdict" | "scope" | "alert">;
@@ -87,11 +132,24 @@ const throttled: Judgement = { verdict: "throttled", scope: "upstream", alert: f
 const refused: Judgement = { verdict: "permanent", scope: "upstream", alert: false };
 const refusedAlert: Judgement = { verdict: "permanent", scope: "upstream", alert: true };
 const callersFault: Judgement = { verdict: "permanent", scope: "request", alert: false };
+const tooLong: Judgement = { verdict: "permanent", scope: "context", alert: false };
 
-function judge({ status, facts }: Response, toldToWait: boolean): Judgement {
+/** How providers other than OpenAI say that a prompt is too long: Anthropic, vLLM, Gemini, Mistral, Bedrock, Ollama, xAI. */
+const saysTooLong =
+  /maximum (context|prompt|model|input) length|context (length|window|size)[^.]{0,40}(exceed|too|large)|(longer|greater|larger) than[^.]{0,20} context (length|window|size)|exceed[^.]{0,60}(context|model token limit|maximum (number of )?tokens)|prompt is too long|input is too long|too many (input )?tokens/i;
+
+function isTooLong({ status, facts: { error } }: Response): boolean {
+  if (status !== 400 && status !== 413 && status !== 422) return false;
+  if (error?.code === "context_length_exceeded" || error?.type === "exceed_context_size_error") return true;
+  return saysTooLong.test(error?.message.slice(0, 1000) ?? "");
+}
+
+function judge(response: Response, toldToWait: boolean): Judgement {
+  const { status, facts } = response;
   const quota = [facts.error?.code, facts.error?.type].some((code) => code && quotaCodes.has(code));
   if (status >= 200 && status < 300) {
     if (!facts.wellFormed || facts.error) return transient;
+    if (facts.invalid?.length) return { verdict: "invalid_output", scope: "upstream", alert: false };
     return { verdict: "success", scope: "request", alert: false };
   }
   switch (status) {
@@ -113,6 +171,7 @@ function judge({ status, facts }: Response, toldToWait: boolean): Judgement {
       return refused;
   }
   if (status >= 500) return transient;
+  if (isTooLong(response)) return tooLong;
   // A redirect or an informational status means that the address is wrong, not the request.
   return status < 400 ? refusedAlert : callersFault;
 }
@@ -120,6 +179,7 @@ function judge({ status, facts }: Response, toldToWait: boolean): Judgement {
 function failureOf(response: Response, upstream: string): Failure {
   const { status, facts } = response;
   if (status < 300 && !facts.wellFormed) return failures.badAnswer(upstream);
+  if (status < 300 && facts.invalid) return failures.invalidOutput(facts.invalid);
   const error = facts.error;
   return {
     code: error?.code ?? error?.type ?? `http_${status}`,
@@ -150,6 +210,8 @@ export interface Circumstances {
   unreachableAfterMs: number;
   /** Since when that is so, if it is. */
   unreachableSince?: number;
+  /** Nobody waits for the answer: limits are waited for rather than gone round. */
+  isPatient: boolean;
 }
 
 /** What follows a reading, for a request in `processing`. */
@@ -159,7 +221,7 @@ export function decide(record: RequestRecord, reading: Reading, at: Circumstance
   // Where there is a status, the code is the upstream's own word (another Outlast says the same).
   const ourDeadline = reading.result.status === undefined && failure.code === "deadline_exceeded";
   if (ourDeadline || at.now >= record.deadlineAt) {
-    const counted = reading.verdict !== "not_sent" && reading.verdict !== "throttled";
+    const counted = !["not_sent", "throttled", "invalid_output"].includes(reading.verdict);
     return { kind: "fail", failure: overdue(reading, failure), counted, reason: "deadline" };
   }
   switch (reading.verdict) {
@@ -169,6 +231,8 @@ export function decide(record: RequestRecord, reading: Reading, at: Circumstance
       return afterNotSent(record, reading, failure, at);
     case "permanent":
       return afterRefusal(record, reading, failure, at);
+    case "invalid_output":
+      return afterInvalid(record, failure, at);
     case "ambiguous":
       if (record.terms.onUnknown === "fail") {
         const unknown = failures.unknown(laneParts(record.lane).upstream);
@@ -186,10 +250,11 @@ const overdue = (reading: Reading, failure: Failure): Failure =>
 
 /** Throttled: no budget is used; the first open target, else the one that opens soonest. */
 function elsewhere(record: RequestRecord, reading: Reading, failure: Failure, at: Circumstances): Step {
-  const target = nextTarget(at.targets, record, "soonest", at.now);
+  const patientUntil = at.isPatient ? record.deadlineAt : 0;
+  const target = nextTarget(at.targets, record, { rule: "soonest", at: at.now, patientUntil });
   const stays = target?.lane === record.lane;
   const toldAt = stays ? at.now + (reading.retryAfterMs ?? 0) : 0;
-  const dueAt = Math.max(at.now, toldAt, target?.opensAt ?? 0);
+  const dueAt = Math.max(at.now, toldAt, target?.closedUntil ?? 0);
   if (!target || dueAt >= record.deadlineAt)
     return { kind: "fail", failure, counted: false, reason: "deadline" };
   const why = reading.verdict === "throttled" ? "retry_after" : "upstream_closed";
@@ -210,12 +275,23 @@ function afterNotSent(record: RequestRecord, reading: Reading, failure: Failure,
 function afterRefusal(record: RequestRecord, reading: Reading, failure: Failure, at: Circumstances): Step {
   const fail: Step = { kind: "fail", failure, counted: true, reason: "permanent" };
   if (reading.scope === "request" || record.counted + 1 >= record.terms.maxAttempts) return fail;
-  const excluded = [...record.excluded, record.lane];
-  const target = nextTarget(at.targets, { lane: record.lane, excluded }, "soonest", at.now);
+  const isContext = reading.scope === "context";
+  const tooSmall = isContext ? at.targets.filter(({ largerContext }) => !largerContext) : [];
+  const excluded = [...new Set([...record.excluded, record.lane, ...tooSmall.map(({ lane }) => lane)])];
+  const rule = isContext ? "larger" : "soonest";
+  const target = nextTarget(at.targets, { lane: record.lane, excluded }, { rule, at: at.now });
   if (!target) return fail;
-  const dueAt = Math.max(at.now, target.opensAt);
+  const dueAt = Math.max(at.now, target.closedUntil);
   if (dueAt >= record.deadlineAt) return fail;
   return { kind: "retry", dueAt, lane: target.lane, counted: true, reason: "next_target", excluded };
+}
+
+/** An answer that is not what was asked for: the same target may do better, as often as its own budget lets it. */
+function afterInvalid(record: RequestRecord, failure: Failure, at: Circumstances): Step {
+  if (record.invalid >= (record.terms.maxInvalid ?? 0))
+    return { kind: "fail", failure, counted: false, reason: "invalid_output" };
+  const { lane, excluded } = record;
+  return { kind: "retry", dueAt: at.now, lane, counted: false, reason: "invalid_output", excluded };
 }
 
 /**
@@ -227,7 +303,7 @@ function again(record: RequestRecord, reading: Reading, failure: Failure, at: Ci
   if (counted >= record.terms.maxAttempts)
     return { kind: "fail", failure, counted: true, reason: "exhausted" };
   const { excluded } = record;
-  const onward = nextTarget(at.targets, record, "onward", at.now);
+  const onward = nextTarget(at.targets, record, { rule: "onward", at: at.now });
   if (onward) {
     return {
       kind: "retry",
@@ -241,9 +317,14 @@ function again(record: RequestRecord, reading: Reading, failure: Failure, at: Ci
   const usable = at.targets.filter(({ lane }) => !excluded.includes(lane)).length || 1;
   const pass = Math.floor((counted - 1) / usable);
   const backoffAt = at.now + backoffBefore(record.deadlineAt, pass, at);
-  const first = nextTarget(at.targets, record, "first", backoffAt) ?? { lane: record.lane, opensAt: 0 };
+  // Who was silent is rather not asked again at once.
+  const rule = reading.timedOut ? "soonest" : "first";
+  const first = nextTarget(at.targets, record, { rule, at: backoffAt }) ?? {
+    lane: record.lane,
+    closedUntil: 0,
+  };
   const toldAt = first.lane === record.lane ? at.now + (reading.retryAfterMs ?? 0) : 0;
-  const dueAt = Math.max(backoffAt, toldAt, first.opensAt);
+  const dueAt = Math.max(backoffAt, toldAt, first.closedUntil);
   if (dueAt >= record.deadlineAt) return { kind: "fail", failure, counted: true, reason: "deadline" };
   const reason = toldAt > backoffAt ? "retry_after" : "backoff";
   return { kind: "retry", dueAt, lane: first.lane, counted: true, reason, excluded };

@@ -11,17 +11,16 @@ import { Contents } from "./contents.ts";
 import { failures, StorageError } from "./errors.ts";
 import { Expiry } from "./expiry.ts";
 import { Feeds } from "./feed.ts";
-import type { GateBackoff } from "./gate.ts";
-import { type Arrival, type Lane, Lanes, type Slot } from "./lanes.ts";
+import { type Arrival, type Lane, type LaneSettings, Lanes, type Slot } from "./lanes.ts";
 import type { ChangeSet, ReadyGroup, World } from "./ports.ts";
 import { type Failure, isReady, type Owner, type Reason, type RequestRecord, transition } from "./request.ts";
 import { decideInterrupted } from "./retry.ts";
-import { laneOf, targetsFor } from "./routing.ts";
+import { drawOf, laneOf, type Opening, routeFor, type Target, targetsFor } from "./routing.ts";
 
-export interface SchedulerSettings extends AttemptSettings {
+export interface SchedulerSettings extends AttemptSettings, LaneSettings {
   owner: Owner;
-  upstreams: { name: string; maxConcurrency: number }[];
-  laneBackoff: GateBackoff;
+  /** How long a lane may hold a request that somebody waits for, unless its route says otherwise. */
+  failoverAfterMs: number;
 }
 
 /** Those who wait on the line. */
@@ -29,6 +28,10 @@ export interface Callers {
   isConnected: (id: string) => boolean;
   /** A request has to wait for another attempt, and this process will not make it: it is stopping. */
   onParked: (id: string) => void;
+  /** A request is in trouble: its upstream was silent, or is taken for broken. It goes on. */
+  onTrouble: (id: string) => void;
+  /** A breaker has opened: whoever waits behind it is in trouble. */
+  onBreaker: () => void;
   /** So many bytes more (or less) are in memory for calls under way, and for those whose turn is near. */
   onBody: (bytes: number) => void;
 }
@@ -37,6 +40,10 @@ const troubleRetryMs = 1000;
 /** How long a caller waits for a slot before its request is queued. Nothing is promised and nothing sent before. */
 const arrivalPatienceMs = 1000;
 const rowsPerRead = 128;
+/** A wall clock that is further from where it should be was set; less is set right in passing. */
+const smallestJumpMs = 2_000;
+/** What was learned of upstreams is written this often at most, but for breakers, which are written at once. */
+const flowKeptMs = 5_000;
 /** The loop looks around this often at least, so that a wall clock that was set does no lasting harm. */
 const longestSleepMs = 60_000;
 const never = Number.POSITIVE_INFINITY;
@@ -53,26 +60,39 @@ export class Scheduler {
   private readonly contents: Contents;
   /** Requests that have left their backlog and whose claim is not yet on disk. */
   private readonly claiming = new Set<string>();
+  /** Upstreams on routes that have others, too. */
+  private readonly shared: Set<string>;
   private begun = false;
   private stopping = false;
   private onIdle: (() => void) | undefined;
   private wakeAt = never;
+  /** How far the wall clock is from the ticks. */
+  private skewMs: number;
+  /** The rows are as the wall clock is. */
+  private clockIsSet: Promise<void> | undefined;
+  /** Rows that were read before this changed have old times. */
+  private clockSets = 0;
   private cancelWake: (() => void) | undefined;
+  private cancelFlowTimer: (() => void) | undefined;
 
   constructor(world: World, settings: SchedulerSettings, callers: Callers) {
     this.world = world;
     this.settings = settings;
     this.callers = callers;
+    this.skewMs = world.clock.now() - world.clock.ticks();
     this.contents = new Contents(callers.onBody);
-    this.lanes = new Lanes(settings.upstreams, settings.laneBackoff, world.observer);
+    const routes = settings.table.routes.filter(({ targets }) => targets.length > 1);
+    this.shared = new Set(routes.flatMap(({ targets }) => targets.map(({ upstream }) => upstream)));
+    this.lanes = new Lanes(settings, world.observer);
     this.feeds = new Feeds(world);
-    this.attempts = new Attempts(world, settings, this, callers.isConnected);
+    this.attempts = new Attempts(world, settings, this, callers);
     this.expiry = new Expiry(world, settings, this.lanes, this);
   }
 
   /** Deals with what an earlier start of this node left behind, and learns who waits. Nothing is called yet. */
   async recover(): Promise<void> {
     const interrupted = await this.recoverInterrupted();
+    await this.lanes.flow.recover(this.world.flow, this.world.clock.now());
     const waiting = await this.loadGroups();
     this.world.observer.tell({ event: "recovered", interrupted, waiting });
   }
@@ -80,22 +100,40 @@ export class Scheduler {
   /** Begins to dispatch. */
   begin(): void {
     this.begun = true;
-    for (const lane of this.lanes.all()) this.dispatch(lane);
-    this.arm();
+    this.dispatchAll();
+    this.wakeBy(this.nextSweepAt);
   }
 
   /** No new claims; calls under way get `drainMs` to finish, then they are stopped and stand as interrupted. */
   async stop(drainMs: number): Promise<void> {
     this.stopping = true;
     this.cancelWake?.();
+    this.cancelFlowTimer?.();
     for (const { arrivals } of this.lanes.all()) for (const arrival of arrivals) arrival.serve(undefined);
-    if (this.lanes.inFlight === 0) return;
-    const idle = new Promise<void>((resolve) => {
-      this.onIdle = resolve;
-    });
-    const cancel = this.world.clock.timer(drainMs, () => this.attempts.shutDown());
-    await idle;
-    cancel();
+    if (this.lanes.inFlight > 0) {
+      const idle = new Promise<void>((resolve) => {
+        this.onIdle = resolve;
+      });
+      const cancel = this.world.clock.timer(drainMs, () => this.attempts.shutDown());
+      await idle;
+      cancel();
+    }
+    await this.keepFlow();
+  }
+
+  /** Writes what was learned of upstreams. Where it cannot be written, it is learned again. */
+  private async keepFlow(): Promise<void> {
+    this.cancelFlowTimer?.();
+    this.cancelFlowTimer = undefined;
+    const rows = this.lanes.flow.changes(this.world.clock.now());
+    if (rows.length === 0) return;
+    await this.world.store.commit({ kind: "flow", rows }).catch(() => this.lanes.flow.keepAgain(rows));
+  }
+
+  private keepFlowSoon(delayMs: number): void {
+    if (this.stopping || (this.cancelFlowTimer && delayMs > 0)) return;
+    this.cancelFlowTimer?.();
+    this.cancelFlowTimer = this.world.clock.timer(delayMs, () => void this.keepFlow());
   }
 
   isRunning(id: string): boolean {
@@ -104,9 +142,10 @@ export class Scheduler {
 
   /** A slot for a request that is just being accepted, if it may start at once: nobody who waits is overtaken. */
   slotFor(record: RequestRecord): Slot | undefined {
+    this.checkClock();
     const now = this.world.clock.now();
     const lane = this.laneFor(record, now);
-    return lane && lane.arrivals.size === 0 ? this.lanes.slot(lane, now) : undefined;
+    return lane && lane.arrivals.size === 0 ? this.lanes.slot(lane, record, now) : undefined;
   }
 
   /**
@@ -117,9 +156,10 @@ export class Scheduler {
   async slotSoon(record: RequestRecord): Promise<Slot | undefined> {
     const { clock } = this.world;
     const lane = this.laneFor(record, clock.now());
-    if (!lane || !this.lanes.isOnlyBusy(lane)) return undefined;
+    if (!lane || !this.lanes.isOnlyBusy(lane, clock.now())) return undefined;
     return new Promise((resolve) => {
       const arrival: Arrival = {
+        record,
         serve(slot) {
           cancelTimer();
           lane.arrivals.delete(arrival);
@@ -133,7 +173,7 @@ export class Scheduler {
 
   /** The lane of a request that could start now: nobody is due before it. */
   private laneFor(record: RequestRecord, now: number): Lane | undefined {
-    const lane = this.lanes.get(record.lane);
+    const lane = this.lanes.get(record.lane, now);
     if (this.stopping || !lane || record.dueAt > now) return undefined;
     const othersAreDue = !lane.backlog.isEmpty && (lane.backlog.nextDueAt() ?? 0) <= now;
     return othersAreDue ? undefined : lane;
@@ -145,8 +185,9 @@ export class Scheduler {
    */
   private serveArrivals(lane: Lane): void {
     for (const arrival of lane.arrivals) {
-      const slot = this.lanes.slot(lane, this.world.clock.now());
-      if (!slot && this.lanes.isOnlyBusy(lane)) return;
+      const now = this.world.clock.now();
+      const slot = this.lanes.slot(lane, arrival.record, now);
+      if (!slot && this.lanes.isOnlyBusy(lane, now)) return;
       arrival.serve(slot);
     }
   }
@@ -165,7 +206,7 @@ export class Scheduler {
     if (!lane) return;
     const isNear = record.dueAt <= this.world.clock.now() && lane.backlog.size <= windowSize;
     if (content && isNear) this.contents.keep(record.id, content);
-    this.dispatch(lane);
+    this.dispatch([lane]);
   }
 
   /** A request was ended by somebody else's hand: stops its call, or forgets that it waits. */
@@ -182,21 +223,40 @@ export class Scheduler {
       this.callers.onBody(-size);
       const next = waiting && this.queueUp(waiting);
       if (waiting && this.stopping) this.callers.onParked(waiting.id);
-      this.wakeBy(this.expiry.noteClosed(slot.lane));
+      this.noteFlow(slot.lane);
       // Its neighbours have their turn, too, before the lane of a request that is tried again.
       this.dispatchUpstream(slot.lane);
-      if (next) this.dispatch(next);
+      if (next) this.dispatch([next]);
       this.checkIdle();
     });
   }
 
+  /** A stream has said something: where it was the probe of a breaker, nobody waits for its end. */
+  heard(slot: Slot): void {
+    if (!this.lanes.alive(slot, this.world.clock.now())) return;
+    this.noteFlow(slot.lane);
+    this.dispatchUpstream(slot.lane);
+  }
+
   private queueUp(record: RequestRecord): Lane | undefined {
-    const lane = this.lanes.get(record.lane);
+    const now = this.world.clock.now();
+    const lane = this.lanes.get(record.lane, now);
     if (!lane || this.stopping) return undefined;
-    lane.backlog.add(record);
-    this.wakeBy(this.expiry.noteDeadline(record));
-    this.wakeBy(this.expiry.noteClosed(lane));
+    // Who asked for no time is due, also where the clock was set back while it was being written.
+    const isUndated = record.state === "queued" && record.dueAt === record.createdAt;
+    lane.backlog.add(isUndated && record.dueAt > now ? { ...record, dueAt: now } : record);
+    this.expiry.noteDeadline(record);
+    this.wakeBy(this.nextSweepAt);
+    if (this.lanes.openingOf(lane, now).heldBy === "breaker") this.callers.onTrouble(record.id);
     return lane;
+  }
+
+  /** What was learned is to be known by the next start. Whoever waits behind a breaker that has opened is in trouble. */
+  private noteFlow({ flow, upstream }: Lane): void {
+    const isNews = this.lanes.takeNews();
+    if (flow.isDirty || upstream.flow.isDirty)
+      this.keepFlowSoon(upstream.flow.isDirty || isNews ? 0 : flowKeptMs);
+    if (isNews) this.callers.onBreaker();
   }
 
   private async recoverInterrupted(): Promise<number> {
@@ -216,12 +276,12 @@ export class Scheduler {
   /** Learns who waits. Lanes whose upstream is no longer configured hand their requests to the route of today. */
   private async loadGroups(): Promise<number> {
     const groups = await this.world.store.groups();
-    const homeless = groups.filter((group) => !this.lanes.get(group.lane));
-    // All counts are known before anybody is moved on top of them.
-    for (const group of groups) this.lanes.get(group.lane)?.backlog.know(group);
     const now = this.world.clock.now();
+    const homeless = groups.filter((group) => !this.lanes.get(group.lane, now));
+    // All counts are known before anybody is moved on top of them.
+    for (const group of groups) this.lanes.get(group.lane, now)?.backlog.know(group);
     for (const { lane: key, until } of await this.world.store.toldToWait(now)) {
-      const lane = this.lanes.get(key);
+      const lane = this.lanes.get(key, now);
       if (lane) this.lanes.closeUntil(lane, until, now);
     }
     for (const group of homeless) await this.rerouteGroup(group);
@@ -231,7 +291,7 @@ export class Scheduler {
   private async rerouteGroup(group: ReadyGroup): Promise<void> {
     for (let left = group.count; left > 0; left -= rowsPerRead) {
       const rows = await this.world.store.heads(group, rowsPerRead);
-      await Promise.all(rows.map((row) => this.reroute(row, this.routeOf(row)[0])));
+      await Promise.all(rows.map((row) => this.reroute(row, this.openingsFor(row)[0]?.lane)));
     }
   }
 
@@ -247,56 +307,96 @@ export class Scheduler {
     return true;
   }
 
-  /** The lanes of today's route of a request, without those that refused it. */
-  routeOf(record: RequestRecord): string[] {
+  /** The targets of today's route of a request, without those that refused it, and when each lets it through. */
+  openingsFor(record: RequestRecord): Opening[] {
+    const now = this.world.clock.now();
+    return this.targetsOf(record)
+      .map((target) => ({
+        ...this.lanes.opening(laneOf(target), now, record),
+        ...largerOf(target),
+      }))
+      .filter(({ lane }) => !record.excluded.includes(lane));
+  }
+
+  hasAlternatives(upstream: string): boolean {
+    return this.shared.has(upstream);
+  }
+
+  private targetsOf({ id, model, terms }: RequestRecord): Target[] {
     try {
-      return targetsFor(this.settings.table, record.model, record.terms.upstream)
-        .map(laneOf)
-        .filter((lane) => !record.excluded.includes(lane));
+      return targetsFor(this.settings.table, model, terms.upstream, drawOf(id));
     } catch {
       return [];
     }
   }
 
+  /** How long a lane may hold a request before another target has it; as long as it takes, if nobody waits for it. */
+  failoverAfterMs({ model, priority }: RequestRecord): number | undefined {
+    if (priority !== "interactive") return undefined;
+    return routeFor(this.settings.table, model)?.failoverAfterMs ?? this.settings.failoverAfterMs;
+  }
+
   private forget(record: RequestRecord): void {
     this.contents.take(record.id);
-    const lane = this.lanes.get(record.lane);
+    const lane = this.lanes.find(record.lane);
     if (!lane || this.claiming.has(record.id)) return;
     lane.backlog.remove(record);
     this.lanes.forgetIdle(lane);
   }
 
   private dispatchUpstream(lane: Lane): void {
-    for (const neighbour of this.lanes.inTurn(lane)) this.dispatch(neighbour);
+    this.dispatch(this.lanes.inTurn(lane));
   }
 
-  /** Claims as many waiting requests of a lane as gates and capacity let through now. */
-  private dispatch(lane: Lane): void {
+  private dispatchAll(): void {
+    for (const { lanes } of this.lanes.states()) if (lanes[0]) this.dispatch(this.lanes.inTurn(lanes[0]));
+  }
+
+  /**
+   * Claims as many waiting requests of these lanes as gates, limits and capacity let through now, one of each in turn:
+   * what they share must not all go to the first.
+   */
+  private dispatch(lanes: readonly Lane[]): void {
     if (!this.begun || this.stopping) return;
-    this.serveArrivals(lane);
-    if (lane.backlog.isEmpty) return;
+    for (const lane of lanes) this.serveArrivals(lane);
     const now = this.world.clock.now();
-    for (;;) {
-      const dueAt = lane.backlog.nextDueAt();
-      if (dueAt === undefined || dueAt > now) break;
-      const slot = this.lanes.slot(lane, now);
-      if (!slot) break;
-      const record = lane.backlog.take(now);
-      if (record) void this.claim(record, slot);
-      else this.lanes.abandon(slot, now);
-      if (!record) break;
-    }
+    let waiting = lanes.filter(({ backlog }) => !backlog.isEmpty);
+    const tried = waiting;
+    while (waiting.length > 0) waiting = waiting.filter((lane) => this.claimNext(lane, now));
+    for (const lane of tried) this.lookAhead(lane, now);
+  }
+
+  /** False where nobody who waits may go now. */
+  private claimNext(lane: Lane, now: number): boolean {
+    const record = lane.backlog.next(now);
+    const slot = record && this.lanes.slot(lane, record, now);
+    if (!slot) return false;
+    lane.backlog.take(record, slot.taken.amounts.tokens);
+    void this.claim(record, slot);
+    return true;
+  }
+
+  /** Reads who is next, and sets the timer to when somebody may go. */
+  private lookAhead(lane: Lane, now: number): void {
     for (const group of lane.backlog.startLoading(this.claiming)) void this.load(lane, group);
-    this.arm();
+    const dueAt = lane.backlog.nextDueAt();
+    if (dueAt === undefined) return;
+    const head = dueAt <= now ? lane.backlog.next(now) : undefined;
+    const opening = this.lanes.openingOf(lane, now, head);
+    this.expiry.noteHeld(lane, opening);
+    this.wakeBy(this.nextSweepAt);
+    if (!this.lanes.isBusy(lane)) this.wakeBy(Math.max(dueAt, opening.opensAt));
   }
 
   private async load(lane: Lane, group: Omit<ReadyGroup, "count">): Promise<void> {
     try {
       // Those that are just being claimed still stand among the rows.
       const limit = windowSize + this.claiming.size;
+      const { clockSets } = this;
       const rows = await this.world.store.heads(group, limit);
+      if (clockSets !== this.clockSets) throw new Error("the clock was set meanwhile");
       lane.backlog.loaded(group, rows, limit);
-      this.dispatch(lane);
+      this.dispatch([lane]);
     } catch {
       lane.backlog.notLoaded(group);
       this.wakeBy(this.world.clock.now() + troubleRetryMs);
@@ -306,6 +406,7 @@ export class Scheduler {
   private async claim(record: RequestRecord, slot: Slot): Promise<void> {
     const { store, clock } = this.world;
     this.claiming.add(record.id);
+    this.checkClock();
     try {
       const content = this.contents.take(record.id) ?? (await this.contentOf(record.id));
       const now = clock.now();
@@ -326,16 +427,18 @@ export class Scheduler {
       this.claiming.delete(record.id);
       slot.lane.backlog.add({ ...record, dueAt: Math.max(record.dueAt, clock.now() + troubleRetryMs) });
       this.release(slot);
-      this.arm();
     }
   }
 
   private async contentOf(id: string): Promise<Content> {
     const parts = await this.world.store.parts(id, ["head", "body"]);
-    const head = parts.find(({ kind }) => kind === "head");
+    const heads = parts.filter(({ kind }) => kind === "head");
     const body = parts.find(({ kind }) => kind === "body");
+    const head = heads.find(({ seq }) => seq === 0);
     if (!head || !body) throw new StorageError("failed", `The body of ${id} is missing.`);
-    return { head: JSON.parse(decoder.decode(head.bytes)), body: body.bytes };
+    const newest = heads.at(-1)!;
+    const feedback = newest === head ? undefined : JSON.parse(decoder.decode(newest.bytes));
+    return { head: JSON.parse(decoder.decode(head.bytes)), body: body.bytes, feedback };
   }
 
   /** Fails a request that waits. False where it does not wait any more. */
@@ -352,20 +455,12 @@ export class Scheduler {
     return true;
   }
 
-  /** Sets the one timer of the loop to the next instant at which something can happen by itself. */
-  private arm(): void {
-    if (!this.begun || this.stopping) return;
-    let next = this.expiry.nextAt;
-    for (const lane of this.lanes.all()) {
-      if (lane.backlog.isEmpty) continue;
-      const dueAt = lane.backlog.nextDueAt();
-      const at = dueAt === undefined ? never : Math.max(dueAt, this.lanes.opening(lane.key).opensAt);
-      const busy = lane.upstream.inFlight >= lane.upstream.maxConcurrency;
-      if (!busy && at < next) next = at;
-    }
-    this.wakeBy(next);
+  /** While the store has the old times of a clock that was set, nothing is over. */
+  private get nextSweepAt(): number {
+    return this.clockIsSet ? never : this.expiry.nextAt;
   }
 
+  /** Sets the one timer of the loop to an instant at which something can happen by itself, if that comes first. */
   private wakeBy(at: number): void {
     if (!this.begun || this.stopping || at >= this.wakeAt || at === never) return;
     this.cancelWake?.();
@@ -375,18 +470,50 @@ export class Scheduler {
     this.cancelWake = clock.timer(sleepMs, () => this.wake());
   }
 
+  /**
+   * Where somebody has set the wall clock, or the machine was asleep, everything that was to happen in a while happens
+   * in that while: nobody's deadline is over before its time, and nobody waits for an hour for what was a second away.
+   */
+  checkClock(): void {
+    const { clock, store, observer } = this.world;
+    const skewMs = clock.now() - clock.ticks();
+    const byMs = Math.round(skewMs - this.skewMs);
+    this.skewMs = skewMs;
+    if (Math.abs(byMs) < smallestJumpMs) return;
+    observer.tell({ event: "clock_set", byMs });
+    this.lanes.clockSet(byMs);
+    this.attempts.clockSet(byMs);
+    this.expiry.clockSet(byMs);
+    const forgetRows = () => {
+      this.clockSets++;
+      for (const { backlog } of this.lanes.all()) backlog.forgetHeads();
+    };
+    forgetRows();
+    const over = () => {
+      forgetRows();
+      if (this.clockIsSet === written) this.clockIsSet = undefined;
+      this.cancelWake?.();
+      this.wake();
+    };
+    const written = store.commit({ kind: "clock_set", byMs, before: clock.now() - byMs }).then(over, over);
+    this.clockIsSet = written;
+  }
+
   private wake(): void {
     this.wakeAt = never;
     if (this.stopping) return;
-    void this.expiry.sweep().then(() => this.arm());
-    for (const lane of this.lanes.all()) this.dispatch(lane);
-    this.arm();
+    this.checkClock();
+    // The store has the old times until then; its end wakes us again.
+    if (!this.clockIsSet) void this.expiry.sweep().then(() => this.wakeBy(this.nextSweepAt));
+    this.dispatchAll();
   }
 
   private checkIdle(): void {
     if (this.stopping && this.lanes.inFlight === 0) this.onIdle?.();
   }
 }
+
+const largerOf = ({ largerContext }: Target) => (largerContext ? { largerContext } : {});
 
 function interruption(record: RequestRecord, now: number): ChangeSet {
   const moved = transition(record, { type: "interrupted", now, ...decideInterrupted(record, now) });

@@ -7,7 +7,7 @@ import { readChunk } from "../../src/core/chunk.ts";
 import { StorageError } from "../../src/core/errors.ts";
 import { type Feed, Feeds, linesOf } from "../../src/core/feed.ts";
 import { Intake } from "../../src/core/intake.ts";
-import { Lanes } from "../../src/core/lanes.ts";
+import { type LaneSettings, Lanes } from "../../src/core/lanes.ts";
 import { Line } from "../../src/core/line.ts";
 import type { Chunk, Upstream, World } from "../../src/core/ports.ts";
 import { type StreamEnd, StreamReader, type StreamSink } from "../../src/core/reader.ts";
@@ -531,10 +531,16 @@ test("an answer that waits for room on a full disk does not hold up a stop", asy
   const world = { ...stage.world, store: disk, upstream: upstream as Upstream, random, observer };
   const hourMs = 3_600_000;
   const settings = { attemptMs: hourMs, firstTokenMs: hourMs, idleMs: hourMs } as AttemptSettings;
-  const lanes = new Lanes([{ name: "fake", maxConcurrency: 1 }], { baseMs: 1, maxMs: 1 }, observer);
+  const upstreams = [{ name: "fake", maxConcurrency: 1 }];
+  const breaker = { enabled: false } as LaneSettings["breaker"];
+  const retryBudget = { ratio: 1, perSecond: 1 };
+  const laneBackoff = { baseMs: 1, maxMs: 1 };
+  const lanes = new Lanes({ upstreams, limitGroups: [], breaker, retryBudget, laneBackoff }, observer);
   const record = { ...stage.record, deadlineAt: stage.clock.now() + hourMs };
-  const slot = lanes.slot(lanes.get(record.lane)!, stage.clock.now())!;
-  const attempts = new Attempts(world, settings, { lanes, feeds: new Feeds(world) }, () => true);
+  const now = stage.clock.now();
+  const slot = lanes.slot(lanes.get(record.lane, now)!, record, now)!;
+  const dispatch = { lanes, feeds: new Feeds(world), openingsFor: () => [], heard() {}, checkClock() {} };
+  const attempts = new Attempts(world, settings, dispatch, { isConnected: () => true, onTrouble() {} });
   let isOver = false;
   const content = { head: { method: "POST", path: "/", headers: [] }, body: new Uint8Array(2) };
   void attempts.run(record, slot, content).finally(() => {

@@ -193,6 +193,51 @@ describe("a transition", () => {
     expect(moved.attempt!.counted).toBe(false);
   });
 
+  test("after an answer that was not valid uses up nothing but its own budget", () => {
+    const step = retry({ counted: false, reason: "invalid_output", dueAt: later });
+    const moved = transition(record({ counted: 2, invalid: 1 }), ended(step, "invalid_output"))!;
+    expect(moved.record).toMatchObject({ state: "retrying", counted: 2, throttled: 0, invalid: 2 });
+    expect(moved.attempt).toMatchObject({
+      verdict: "invalid_output",
+      counted: false,
+      reason: "invalid_output",
+    });
+    expect(transition(record({ invalid: 1 }), ended(retry()))!.record.invalid).toBe(1);
+  });
+
+  test("adds up what all attempts have cost, as far as it is known, and keeps what each has", () => {
+    const tried = (before: RequestRecord, cost: number | undefined) =>
+      transition(before, {
+        type: "ended",
+        now: later,
+        result: { verdict: "transient", failure, cost },
+        step: retry(),
+      })!;
+    const first = tried(record(), undefined);
+    expect([first.record.cost, first.attempt!.cost]).toEqual([undefined, undefined]);
+    const second = tried(record({ cost: first.record.cost }), 0.25);
+    expect([second.record.cost, second.attempt!.cost]).toEqual([0.25, 0.25]);
+    const third = tried(record({ cost: second.record.cost }), 0.5);
+    expect([third.record.cost, third.attempt!.cost]).toEqual([0.75, 0.5]);
+    expect(tried(record({ cost: 0.75 }), undefined).record.cost).toBe(0.75);
+    expect(tried(record(), 0).record.cost).toBe(0);
+  });
+
+  test("keeps the findings of the newest answer that has any", () => {
+    const found = (problem: "length" | "empty") => ({ problems: [problem] });
+    const tried = (before: RequestRecord, findings: RequestRecord["findings"]) => {
+      const result = { verdict: "transient" as const, failure, findings };
+      return transition(before, { type: "ended", now: later, result, step: retry() })!;
+    };
+    const first = tried(record(), found("length"));
+    expect([first.record.findings, first.attempt!.findings]).toEqual([found("length"), found("length")]);
+    const second = tried(record({ findings: found("length") }), undefined);
+    expect([second.record.findings, second.attempt!.findings]).toEqual([found("length"), undefined]);
+    expect(tried(record({ findings: found("length") }), found("empty")).record.findings).toEqual(
+      found("empty"),
+    );
+  });
+
   test("with an unknown outcome makes a duplicate possible, and that is never taken back", () => {
     const unsure = transition(record(), ended(retry(), "ambiguous"))!.record;
     expect(unsure.duplicatePossible).toBe(true);
@@ -231,8 +276,12 @@ describe("a transition", () => {
       attempt: 5,
       counted: 5,
       throttled: 7,
+      invalid: 3,
       excluded: ["a/m"],
       unreachableSince: now,
+      cost: 0.5,
+      findings: { problems: ["length"] },
+      degraded: "stale",
     });
     const { record: after } = transition(failed, events.revived[0]!)!;
     expect(after).toMatchObject({
@@ -241,12 +290,14 @@ describe("a transition", () => {
       attempt: 5,
       counted: 0,
       throttled: 0,
+      invalid: 0,
       excluded: [],
+      cost: 0.5,
       lane: "b/n",
       dueAt: later + 5,
       deadlineAt: later + 1005,
     });
-    for (const key of ["endedAt", "endReason", "error", "unreachableSince"] as const)
+    for (const key of ["endedAt", "endReason", "error", "unreachableSince", "findings", "degraded"] as const)
       expect(after[key]).toBeUndefined();
   });
 });
@@ -281,15 +332,10 @@ test("a state is ready, terminal or processing", () => {
 test("a request failed in vain where no one refused it", () => {
   const after = (endReason: RequestRecord["endReason"]) =>
     failedInVain(record({ state: "failed", endReason }));
-  expect(["exhausted", "deadline", "unreachable"].map((reason) => after(reason as "deadline"))).toEqual([
-    true,
-    true,
-    true,
-  ]);
-  expect(["permanent", "outcome_unknown"].map((reason) => after(reason as "permanent"))).toEqual([
-    false,
-    false,
-  ]);
+  const inVain = ["exhausted", "deadline", "unreachable", "invalid_output"] as const;
+  expect(inVain.map(after)).toEqual([true, true, true, true]);
+  const refused = ["permanent", "outcome_unknown", undefined] as const;
+  expect(refused.map(after)).toEqual([false, false, false]);
   expect(failedInVain(record({ state: "cancelled", endReason: "deadline" }))).toBe(false);
 });
 

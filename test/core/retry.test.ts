@@ -9,13 +9,22 @@ import {
   decide,
   decideInterrupted,
   fullJitterMs,
+  type Reading,
 } from "../../src/core/retry.ts";
 import type { Opening } from "../../src/core/routing.ts";
 import { now, record, response, terms } from "../support/records.ts";
 
 const lane = "a/m";
 const backoff: Backoff = { baseMs: 250, maxMs: 8000 };
-const openLanes = (...lanes: string[]): Opening[] => lanes.map((one) => ({ lane: one, opensAt: 0 }));
+const openLanes = (...lanes: string[]): Opening[] =>
+  lanes.map((one) => ({ lane: one, opensAt: 0, closedUntil: 0 }));
+/** A lane that was told to wait. */
+const closedLane = (name: string, until: number): Opening => ({
+  lane: name,
+  opensAt: until,
+  closedUntil: until,
+  heldBy: "rate_limit",
+});
 
 const circumstances = (some: Partial<Circumstances> = {}): Circumstances => ({
   now,
@@ -23,11 +32,18 @@ const circumstances = (some: Partial<Circumstances> = {}): Circumstances => ({
   targets: openLanes(lane),
   backoff,
   unreachableAfterMs: 30_000,
+  isPatient: false,
   ...some,
 });
 
 const lost: Outcome = { kind: "network_error", code: "ECONNRESET", sent: true };
 const refused: Outcome = { kind: "network_error", code: "ECONNREFUSED", sent: false };
+const invalid = (invalidIf: string[], feedback?: string[]): Outcome => ({
+  ...response(200),
+  facts: { wellFormed: true, invalid: invalidIf, feedback },
+});
+const tooLong = response(400, { error: { message: "no", code: "context_length_exceeded" } });
+const timedOut: Outcome = { kind: "timeout", phase: "attempt" };
 const throttledFor = (seconds: number) => response(429, { headers: { "retry-after": String(seconds) } });
 
 const step = (outcome: Outcome, of: Partial<RequestRecord> = {}, at: Partial<Circumstances> = {}) =>
@@ -37,7 +53,7 @@ describe("the verdict", () => {
   const error = (code?: string, type?: string) => ({ message: "no", code, type });
   const soon = { "retry-after": "2" };
 
-  test.each<[string, Outcome, Verdict, "upstream" | "request", boolean]>([
+  test.each<[string, Outcome, Verdict, Reading["scope"], boolean]>([
     [
       "a name that does not resolve",
       { kind: "network_error", code: "ENOTFOUND", sent: false },
@@ -57,6 +73,8 @@ describe("the verdict", () => {
     ["201", response(201), "success", "request", false],
     ["200 with an error inside", response(200, { error: error() }), "transient", "upstream", false],
     ["200 with malformed JSON", response(200, { wellFormed: false }), "transient", "upstream", false],
+    ["200 that is not what was asked for", invalid(["It is no JSON."]), "invalid_output", "upstream", false],
+    ["200 that is measured, and sound", invalid([]), "success", "request", false],
     ["302", response(302), "permanent", "upstream", true],
     ["400", response(400), "permanent", "request", false],
     [
@@ -73,6 +91,7 @@ describe("the verdict", () => {
       "request",
       false,
     ],
+    ["400 for a prompt that is too long", tooLong, "permanent", "context", false],
     ["401", response(401), "permanent", "upstream", true],
     ["402", response(402), "permanent", "upstream", true],
     ["403", response(403), "permanent", "upstream", true],
@@ -158,13 +177,170 @@ describe("the verdict", () => {
   });
 });
 
+describe("a prompt that is too long", () => {
+  const scopeOf = (status: number, message: string, more: { code?: string; type?: string } = {}) =>
+    classify(response(status, { error: { message, ...more } }), lane, now).scope;
+
+  test.each<[string, number, string, { code?: string; type?: string }?]>([
+    ["OpenAI, by its code", 400, "Your input is too big.", { code: "context_length_exceeded" }],
+    [
+      "OpenAI, by its words",
+      400,
+      "This model's maximum context length is 8192 tokens. However, you requested 9000 tokens.",
+    ],
+    ["Anthropic", 400, "prompt is too long: 210000 tokens > 200000 maximum"],
+    [
+      "Anthropic, with its answer",
+      400,
+      "input length and `max_tokens` exceed context limit: 199000 + 4096 > 200000",
+    ],
+    [
+      "Gemini",
+      400,
+      "The input token count (1200000) exceeds the maximum number of tokens allowed (1048576).",
+    ],
+    [
+      "Mistral",
+      422,
+      "Prompt contains 40000 tokens and 0 draft tokens, too large for model with 32768 maximum context length",
+    ],
+    ["Bedrock", 400, "Input is too long for requested model."],
+    [
+      "llama.cpp",
+      400,
+      "the request exceeds the available context size, try increasing it",
+      { type: "exceed_context_size_error" },
+    ],
+    ["Ollama", 400, "the input length exceeds the context length"],
+    ["xAI", 400, "This model's maximum prompt length is 131072 but the request contains 136973 tokens."],
+    ["vLLM", 400, "The decoder prompt (length 8825) is longer than the maximum model length of 8192."],
+    ["Kimi", 400, "Invalid request: Your request exceeded model token limit: 262144 (requested: 291351)"],
+    ["SGLang", 400, "Input (9000 tokens) is longer than the model's context length (8192 tokens)"],
+    ["LM Studio", 400, "The number of tokens to keep is greater than the context length"],
+    ["MiniMax", 400, "invalid params, context window exceeds limit"],
+    ["Cohere", 400, "too many tokens: size limit exceeded by 1200 tokens"],
+    ["one that calls the body too large", 413, "Too many input tokens"],
+  ])("is known by the words of %s", (_, status, message, more) => {
+    expect(scopeOf(status, message, more)).toBe("context");
+  });
+
+  test.each<[string, number, string]>([
+    ["another mistake", 400, "Invalid value for 'temperature'."],
+    [
+      "too long an answer asked for",
+      400,
+      "max_tokens is too large: 100000. This model supports at most 4096.",
+    ],
+    ["too long an answer asked for, in other words", 400, "max_tokens exceeds the limit of 8192"],
+    ["too large a body", 413, "Request exceeds the maximum size"],
+    ["too long a list of tools", 400, "Array too long. Expected at most 128 tools."],
+    ["a limit per minute", 429, "Too many tokens per minute, please slow down."],
+    ["an upstream that is broken", 500, "prompt is too long"],
+    ["words far behind the beginning", 400, `${"x".repeat(1000)} prompt is too long`],
+  ])("is not taken for %s", (_, status, message) => {
+    expect(scopeOf(status, message)).not.toBe("context");
+  });
+
+  it("takes no longer to be told from others than a message is long", () => {
+    const long = `${"context length ".repeat(40_000)}${"exceed ".repeat(40_000)}`;
+    expect(scopeOf(400, long)).toBe("request");
+  });
+});
+
+describe("what an outcome says of its upstream", () => {
+  const limitHeaders = {
+    "x-ratelimit-limit-requests": "100",
+    "x-ratelimit-remaining-requests": "0",
+    "x-ratelimit-reset-requests": "6s",
+  };
+  const soon = { "retry-after": "2" };
+  const timeout = (phase: Extract<Outcome, { kind: "timeout" }>["phase"]): Outcome => ({
+    kind: "timeout",
+    phase,
+  });
+
+  test.each<[string, Outcome, { isFault?: true; isOverload?: true; timedOut?: true }]>([
+    ["200", response(200), {}],
+    ["200 with malformed JSON", response(200, { wellFormed: false }), { isFault: true }],
+    ["200 with an error inside", response(200, { error: { message: "no" } }), { isFault: true }],
+    ["200 that is not what was asked for", invalid(["no"]), {}],
+    ["302", response(302), {}],
+    ["400", response(400), {}],
+    ["400 for a prompt that is too long", tooLong, {}],
+    ["401", response(401), {}],
+    ["403", response(403), {}],
+    ["404", response(404), {}],
+    ["408", response(408), {}],
+    ["409", response(409), {}],
+    ["425", response(425), {}],
+    ["429", response(429), { isOverload: true }],
+    ["429 that tells when to come back", response(429, { headers: soon }), {}],
+    ["429 with an account of what is left", response(429, { headers: limitHeaders }), {}],
+    ["429 for want of quota", response(429, { error: { message: "no", code: "insufficient_quota" } }), {}],
+    ["500", response(500), { isFault: true }],
+    ["500 that tells when to come back", response(500, { headers: soon }), { isFault: true }],
+    ["502", response(502), { isFault: true }],
+    ["503", response(503), { isFault: true, isOverload: true }],
+    ["503 that tells when to come back", response(503, { headers: soon }), { isOverload: true }],
+    ["504", response(504), { isFault: true }],
+    ["529", response(529), { isOverload: true }],
+    ["a reset", lost, { isFault: true }],
+    ["a refused connection", refused, {}],
+    ["a connect time-out", timeout("connect"), {}],
+    ["no headers in time", timeout("headers"), { isFault: true, timedOut: true }],
+    ["an attempt that takes too long", timeout("attempt"), { isFault: true, timedOut: true }],
+    ["no first token in time", timeout("first_token"), { isFault: true, timedOut: true }],
+    ["a stream that falls silent", timeout("idle"), { isFault: true, timedOut: true }],
+    ["the caller's deadline", timeout("deadline"), {}],
+  ])("%s", (_, outcome, says) => {
+    const { isFault, isOverload, timedOut } = classify(outcome, lane, now);
+    expect({ isFault, isOverload, timedOut }).toEqual({
+      isFault: says.isFault ?? false,
+      isOverload: says.isOverload ?? false,
+      timedOut: says.timedOut ?? false,
+    });
+  });
+
+  it("has no fault of the caller among those of the upstream, whatever the status and the words", () => {
+    const anyError = fc.option(
+      fc.record({
+        message: fc.oneof(fc.string(), fc.constant("prompt is too long")),
+        code: fc.option(fc.constantFrom("context_length_exceeded", "insufficient_quota", "x"), {
+          nil: undefined,
+        }),
+      }),
+      { nil: undefined },
+    );
+    fc.assert(
+      fc.property(fc.integer({ min: 300, max: 499 }), anyError, (status, error) => {
+        const reading = classify(response(status, { error }), lane, now);
+        expect(reading.isFault).toBe(false);
+        if (status !== 429) expect(reading.isOverload).toBe(false);
+      }),
+    );
+  });
+
+  it("has the upstream's own account, where there is one", () => {
+    expect(classify(response(200, { headers: limitHeaders }), lane, now).limits).toEqual({
+      requests: { limit: 100, remaining: 0, resetMs: 6000 },
+      tokens: undefined,
+    });
+    expect(classify(response(200), lane, now).limits).toBeUndefined();
+  });
+
+  it("has no wait after a success, and what the next attempt is to be told after an answer that is not valid", () => {
+    expect(classify(response(200, { headers: soon }), lane, now).retryAfterMs).toBeUndefined();
+    expect(classify(invalid(["no"], ['{"role":"user"}']), lane, now).feedback).toEqual(['{"role":"user"}']);
+  });
+});
+
 describe("what follows", () => {
   test("a success completes", () => {
     expect(step(response(200))).toEqual({ kind: "complete" });
   });
 
   test("a throttled attempt uses up nothing and waits as long as told", () => {
-    const targets = [{ lane, opensAt: now + 1050 }];
+    const targets = [closedLane(lane, now + 1050)];
     expect(step(throttledFor(3), { counted: 4 }, { targets })).toMatchObject({
       kind: "retry",
       dueAt: now + 3000,
@@ -174,7 +350,7 @@ describe("what follows", () => {
   });
 
   test("a throttled attempt goes to an open target at once", () => {
-    const targets = [{ lane, opensAt: now + 3000 }, ...openLanes("b/m")];
+    const targets = [closedLane(lane, now + 3000), ...openLanes("b/m")];
     expect(step(throttledFor(3), {}, { targets })).toMatchObject({
       lane: "b/m",
       dueAt: now,
@@ -184,15 +360,15 @@ describe("what follows", () => {
 
   test("a throttled attempt goes to the target that opens soonest where none is open", () => {
     const targets = [
-      { lane, opensAt: now + 3000 },
-      { lane: "b/m", opensAt: now + 2000 },
-      { lane: "c/m", opensAt: now + 2500 },
+      closedLane(lane, now + 3000),
+      closedLane("b/m", now + 2000),
+      closedLane("c/m", now + 2500),
     ];
     expect(step(throttledFor(3), {}, { targets })).toMatchObject({ lane: "b/m", dueAt: now + 2000 });
   });
 
   test("a throttled attempt fails at once, as the upstream said, where nothing opens before the deadline", () => {
-    const targets = [{ lane, opensAt: now + 600_000 }];
+    const targets = [closedLane(lane, now + 600_000)];
     const error = { message: "slow down", code: "rate_limit_exceeded" };
     const outcome = response(429, { headers: { "retry-after": "600" }, error });
     expect(step(outcome, {}, { targets })).toMatchObject({
@@ -246,7 +422,7 @@ describe("what follows", () => {
   });
 
   test("a closed target is passed over", () => {
-    const targets = [...openLanes("a/m"), { lane: "b/m", opensAt: now + 60_000 }, ...openLanes("c/m")];
+    const targets = [...openLanes("a/m"), closedLane("b/m", now + 60_000), ...openLanes("c/m")];
     expect(step(response(500), {}, { targets })).toMatchObject({ lane: "c/m", dueAt: now });
   });
 
@@ -279,7 +455,7 @@ describe("what follows", () => {
   });
 
   test("an upstream that cannot be reached uses up no attempt, and a held call waits for it only so long", () => {
-    const targets = [{ lane, opensAt: now + 1000 }];
+    const targets = [closedLane(lane, now + 1000)];
     const held = step(refused, { counted: 4 }, { targets });
     expect(held).toMatchObject({
       kind: "retry",
@@ -326,13 +502,195 @@ describe("what follows", () => {
     const told = (ms: number) => response(500, { headers: { "retry-after-ms": String(ms) } });
     expect(step(told(600_000))).toMatchObject({ kind: "fail", reason: "deadline", failure: { status: 500 } });
     expect(step(told(599_999))).toMatchObject({ kind: "retry", dueAt: now + 599_999 });
-    const targets = [{ lane, opensAt: now + 600_000 }];
+    const targets = [closedLane(lane, now + 600_000)];
     expect(step(response(429), {}, { targets })).toMatchObject({ kind: "fail", reason: "deadline" });
     expect(step(refused, {}, { targets })).toMatchObject({ kind: "fail", reason: "deadline" });
   });
 
   test("an answer at the deadline is still an answer", () => {
     expect(step(response(200), {}, { now: now + 600_001 })).toEqual({ kind: "complete" });
+  });
+});
+
+describe("a prompt that is too long", () => {
+  const large = (name: string, until = 0): Opening => ({ ...closedLane(name, until), largerContext: true });
+
+  test("goes to the next target that takes longer ones, past those that do not", () => {
+    const targets = [...openLanes("a/m", "b/m"), large("c/m"), large("d/m")];
+    expect(step(tooLong, {}, { targets })).toMatchObject({
+      kind: "retry",
+      lane: "c/m",
+      dueAt: now,
+      counted: true,
+      reason: "next_target",
+      excluded: ["a/m", "b/m"],
+    });
+  });
+
+  test("waits for one that was told to wait", () => {
+    expect(step(tooLong, {}, { targets: [...openLanes("a/m"), large("c/m", now + 3000)] })).toMatchObject({
+      lane: "c/m",
+      dueAt: now + 3000,
+    });
+    const targets = [...openLanes("a/m"), large("c/m", now + 600_000)];
+    expect(step(tooLong, {}, { targets })).toMatchObject({ kind: "fail", reason: "permanent" });
+  });
+
+  test("is told as it is where there is none, and is not tried again in its lane", () => {
+    for (const targets of [openLanes("a/m"), openLanes("a/m", "b/m"), [large("a/m")]]) {
+      expect(step(tooLong, {}, { targets })).toMatchObject({
+        kind: "fail",
+        reason: "permanent",
+        failure: { code: "context_length_exceeded", status: 400 },
+      });
+    }
+  });
+
+  test("goes from one that takes longer ones to another such one", () => {
+    const targets = [large("a/m"), large("b/m")];
+    const first = step(tooLong, {}, { targets });
+    expect(first).toMatchObject({ lane: "b/m", excluded: ["a/m"] });
+    expect(step(tooLong, { lane: "b/m", excluded: ["a/m"] }, { targets })).toMatchObject({ kind: "fail" });
+  });
+
+  test("has no more attempts than any other request", () => {
+    const targets = [...openLanes("a/m"), large("c/m")];
+    expect(step(tooLong, { counted: 4 }, { targets })).toMatchObject({ kind: "fail", reason: "permanent" });
+  });
+});
+
+describe("an answer that is not valid", () => {
+  const budget = terms({ maxInvalid: 2 });
+
+  test("is asked for again at once, of the same target, and uses up none of the other attempts", () => {
+    const targets = openLanes("a/m", "b/m");
+    expect(step(invalid(["no"]), { counted: 4, terms: budget }, { targets })).toEqual({
+      kind: "retry",
+      dueAt: now,
+      lane,
+      counted: false,
+      reason: "invalid_output",
+      excluded: [],
+    });
+  });
+
+  test("is asked for again as often as its own budget lets it", () => {
+    let current = record({ terms: budget });
+    const ends: string[] = [];
+    for (let i = 0; i < 3; i++) {
+      const reading = classify(invalid(["no"]), lane, now);
+      const next = decide(current, reading, circumstances());
+      const { record: after } = transition(current, {
+        type: "ended",
+        now,
+        result: reading.result,
+        step: next,
+      })!;
+      ends.push(after.state);
+      current = { ...after, state: "processing" };
+    }
+    expect(ends).toEqual(["retrying", "retrying", "failed"]);
+    expect(current).toMatchObject({
+      invalid: 3,
+      counted: 0,
+      endReason: "invalid_output",
+      error: { code: "invalid_output" },
+    });
+  });
+
+  test("is not asked for again where there is no budget", () => {
+    for (const maxInvalid of [0, undefined]) {
+      expect(step(invalid(["no"]), { terms: terms({ maxInvalid }) })).toMatchObject({
+        kind: "fail",
+        reason: "invalid_output",
+        counted: false,
+      });
+    }
+  });
+
+  test("says what is wrong with it", () => {
+    const { failure } = classify(invalid(["It is no JSON."]), lane, now).result;
+    expect(failure).toMatchObject({
+      code: "invalid_output",
+      message: expect.stringContaining("It is no JSON."),
+    });
+    expect(failure!.status).toBeGreaterThanOrEqual(500);
+  });
+
+  test("is not asked for again at the deadline", () => {
+    const at = { now: now + 600_000 };
+    expect(step(invalid(["no"]), { terms: budget }, at)).toMatchObject({ kind: "fail", reason: "deadline" });
+  });
+});
+
+describe("after a time-out", () => {
+  const held = { heldBy: "rate_limit" as const, closedUntil: 0 };
+
+  test("the next open target is asked at once", () => {
+    const targets = openLanes("a/m", "b/m");
+    expect(step(timedOut, {}, { targets })).toMatchObject({ lane: "b/m", dueAt: now, counted: true });
+  });
+
+  test("who was silent is not asked again where another is open by then", () => {
+    const targets = [...openLanes("a/m"), { lane: "b/m", opensAt: now + 100, ...held }];
+    const at = { targets, luck: 0.5 };
+    expect(step(timedOut, {}, at)).toMatchObject({ lane: "b/m", dueAt: now + 125, reason: "backoff" });
+    // Any other failure begins with the first target again.
+    expect(step(response(500), {}, at)).toMatchObject({ lane: "a/m", dueAt: now + 125 });
+  });
+
+  test("who was silent is asked again where there is nobody else", () => {
+    expect(step(timedOut)).toMatchObject({ lane, dueAt: now + 125 });
+    const targets = [...openLanes("a/m"), closedLane("b/m", now + 60_000)];
+    expect(step(timedOut, {}, { targets })).toMatchObject({ lane: "a/m" });
+    expect(step(timedOut, { excluded: ["b/m"] }, { targets: openLanes("a/m", "b/m") })).toMatchObject({
+      lane: "a/m",
+    });
+  });
+});
+
+describe("a request that nobody waits for", () => {
+  const limited = (name: string, opensAt: number): Opening => ({ ...closedLane(name, 0), opensAt });
+  const broken = (heldBy: Opening["heldBy"]): Opening => ({ ...closedLane(lane, now + 5000), heldBy });
+
+  test("waits for its own lane when that is throttled, where others go elsewhere", () => {
+    const targets = [closedLane(lane, now + 5000), ...openLanes("b/m")];
+    expect(step(throttledFor(5), {}, { targets, isPatient: true })).toMatchObject({
+      lane,
+      dueAt: now + 5000,
+      counted: false,
+      reason: "retry_after",
+    });
+    expect(step(throttledFor(5), {}, { targets })).toMatchObject({ lane: "b/m", dueAt: now });
+  });
+
+  test("is not due later for a limit that opens by itself: it stands in the queue of its lane", () => {
+    const targets = [limited(lane, now + 20_000), ...openLanes("b/m")];
+    expect(step(response(429), {}, { targets, isPatient: true })).toMatchObject({ lane, dueAt: now });
+  });
+
+  test("goes elsewhere where its lane does not open before the deadline", () => {
+    const targets = [closedLane(lane, now + 600_000), ...openLanes("b/m")];
+    expect(step(throttledFor(600), {}, { targets, isPatient: true })).toMatchObject({
+      lane: "b/m",
+      dueAt: now,
+    });
+  });
+
+  test("goes elsewhere where its upstream is taken for broken, or cannot be reached", () => {
+    for (const heldBy of ["breaker", "unreachable"] as const) {
+      const targets = [broken(heldBy), ...openLanes("b/m")];
+      for (const outcome of [refused, throttledFor(1)]) {
+        expect(step(outcome, {}, { targets, isPatient: true })).toMatchObject({ lane: "b/m", dueAt: now });
+      }
+    }
+  });
+
+  test("goes to the next target after a failure, as any other does", () => {
+    const targets = openLanes("a/m", "b/m");
+    for (const outcome of [response(500), lost, timedOut]) {
+      expect(step(outcome, {}, { targets, isPatient: true })).toMatchObject({ lane: "b/m", dueAt: now });
+    }
   });
 });
 
@@ -400,15 +758,18 @@ const anyHeaders = fc.option(
 const anyResponse = fc
   .record({ status: fc.constantFrom(...statuses), headers: anyHeaders, wellFormed: fc.boolean() })
   .map(({ status, ...more }): Outcome => response(status, more));
+const anySpecial = fc.constantFrom<Outcome>(lost, refused, timedOut, tooLong, invalid(["no"]), invalid([]));
 const anyOutcome: fc.Arbitrary<Outcome> = fc.oneof(
   { weight: 4, arbitrary: anyResponse },
-  { weight: 1, arbitrary: fc.constantFrom<Outcome>(lost, refused, { kind: "timeout", phase: "attempt" }) },
+  { weight: 2, arbitrary: anySpecial },
 );
 const luck = fc.double({ min: 0, max: 1, maxExcluded: true, noNaN: true });
 const anyRecord = fc
   .record({
     lane: fc.constantFrom(...lanes),
     counted: fc.nat(24),
+    invalid: fc.nat(3),
+    maxInvalid: fc.option(fc.nat(3), { nil: undefined }),
     leftMs: fc.integer({ min: -1000, max: 100_000 }),
     excluded: fc.subarray(lanes),
     held: fc.boolean(),
@@ -416,35 +777,51 @@ const anyRecord = fc
     onUnknown: fc.constantFrom<"retry" | "fail">("retry", "fail"),
     unreachableForMs: fc.option(fc.nat(60_000), { nil: undefined }),
   })
-  .map(({ leftMs, excluded, held, maxAttempts, onUnknown, unreachableForMs, ...rest }) =>
+  .map(({ leftMs, excluded, held, maxAttempts, maxInvalid, onUnknown, unreachableForMs, ...rest }) =>
     record({
       ...rest,
       deadlineAt: now + leftMs,
       excluded: excluded.filter((one) => one !== rest.lane),
       unreachableSince: unreachableForMs === undefined ? undefined : now - unreachableForMs,
-      terms: terms({ held, maxAttempts, onUnknown }),
+      terms: terms({ held, maxAttempts, maxInvalid, onUnknown }),
     }),
   );
+const anyOpening = fc.record({
+  opensAt: fc.integer({ min: now - 1000, max: now + 120_000 }).map((at) => (at < now ? 0 : at)),
+  heldBy: fc.constantFrom<Opening["heldBy"]>("rate_limit", "breaker", "unreachable"),
+  /** What holds it is that it was told to wait, rather than a limit or a breaker. */
+  isTold: fc.boolean(),
+  largerContext: fc.option(fc.boolean(), { nil: undefined }),
+});
 const anyTargets = fc
-  .tuple(
-    fc.shuffledSubarray(lanes, { minLength: 0 }),
-    fc.array(fc.integer({ min: -1000, max: 120_000 }), { minLength: 3, maxLength: 3 }),
-  )
-  .map(([some, opens]) =>
-    some.map((one, i): Opening => ({ lane: one, opensAt: Math.max(0, now + opens[i]!) })),
+  .tuple(fc.shuffledSubarray(lanes, { minLength: 0 }), fc.array(anyOpening, { minLength: 3, maxLength: 3 }))
+  .map(([some, openings]) =>
+    some.map((one, i): Opening => {
+      const { opensAt, heldBy, isTold, largerContext } = openings[i]!;
+      const isHeld = opensAt > now;
+      return {
+        lane: one,
+        opensAt,
+        heldBy: isHeld ? heldBy : undefined,
+        closedUntil: isHeld && isTold ? opensAt : 0,
+        largerContext,
+      };
+    }),
   );
 
 describe("whatever happens,", () => {
-  const everything = fc.tuple(anyRecord, anyOutcome, anyTargets, luck);
-  const decided = (of: RequestRecord, outcome: Outcome, targets: Opening[], drawn: number) => {
+  const everything = fc.tuple(anyRecord, anyOutcome, anyTargets, luck, fc.boolean());
+  type Everything = [RequestRecord, Outcome, Opening[], number, boolean];
+  const decided = ([of, outcome, targets, drawn, isPatient]: Everything) => {
     const reading = classify(outcome, of.lane, now);
-    return { reading, next: decide(of, reading, circumstances({ targets, luck: drawn })) };
+    const next = decide(of, reading, circumstances({ targets, luck: drawn, isPatient }));
+    return { of, targets, isPatient, reading, next };
   };
 
   it("the next attempt is due at a whole millisecond, not in the past, and before the deadline", () => {
     fc.assert(
-      fc.property(everything, ([of, outcome, targets, drawn]) => {
-        const { next } = decided(of, outcome, targets, drawn);
+      fc.property(everything, (all) => {
+        const { of, next } = decided(all);
         if (next.kind !== "retry") return;
         expect(Number.isSafeInteger(next.dueAt)).toBe(true);
         expect(next.dueAt).toBeGreaterThanOrEqual(now);
@@ -454,15 +831,47 @@ describe("whatever happens,", () => {
     );
   });
 
-  it("the same lane is never called earlier than it was told, and no lane before it opens", () => {
+  it("a lane that was told to wait is not called earlier; an answer that is not valid says nothing of its lane", () => {
     fc.assert(
-      fc.property(everything, ([of, outcome, targets, drawn]) => {
-        const { reading, next } = decided(of, outcome, targets, drawn);
+      fc.property(everything, (all) => {
+        const { of, targets, reading, next } = decided(all);
         if (next.kind !== "retry") return;
+        if (next.reason === "invalid_output") {
+          expect(next).toMatchObject({ lane: of.lane, dueAt: now });
+          return;
+        }
         if (next.lane === of.lane)
           expect(next.dueAt).toBeGreaterThanOrEqual(now + (reading.retryAfterMs ?? 0));
         const target = targets.find((one) => one.lane === next.lane);
-        if (target) expect(next.dueAt).toBeGreaterThanOrEqual(target.opensAt);
+        if (target) expect(next.dueAt).toBeGreaterThanOrEqual(target.closedUntil);
+      }),
+      { numRuns: 2000 },
+    );
+  });
+
+  it("a prompt that is too long goes to a target that takes longer ones, or nowhere, and to no smaller one again", () => {
+    fc.assert(
+      fc.property(fc.tuple(anyRecord, fc.constant(tooLong), anyTargets, luck, fc.boolean()), (all) => {
+        const { of, targets, next } = decided(all);
+        expect(next.kind).not.toBe("complete");
+        if (next.kind !== "retry") return;
+        expect(next.lane).not.toBe(of.lane);
+        expect(targets.find((one) => one.lane === next.lane)?.largerContext).toBe(true);
+        const smaller = targets.filter(({ largerContext }) => !largerContext).map((one) => one.lane);
+        expect(next.excluded).toEqual(expect.arrayContaining([of.lane, ...smaller]));
+      }),
+      { numRuns: 1000 },
+    );
+  });
+
+  it("who is patient and was throttled stays, where its lane opens by itself before the deadline", () => {
+    fc.assert(
+      fc.property(everything, (all) => {
+        const { of, targets, reading, isPatient, next } = decided(all);
+        if (!isPatient || reading.verdict !== "throttled" || next.kind !== "retry") return;
+        const own = targets.find((one) => one.lane === of.lane);
+        const waits = own?.heldBy === "rate_limit" && own.opensAt < of.deadlineAt;
+        if (own && (own.opensAt <= now || waits)) expect(next.lane).toBe(of.lane);
       }),
       { numRuns: 2000 },
     );
@@ -470,8 +879,8 @@ describe("whatever happens,", () => {
 
   it("a lane that refused is never chosen, and what refused is remembered", () => {
     fc.assert(
-      fc.property(everything, ([of, outcome, targets, drawn]) => {
-        const { next } = decided(of, outcome, targets, drawn);
+      fc.property(everything, (all) => {
+        const { of, next } = decided(all);
         if (next.kind !== "retry") return;
         expect(of.excluded).not.toContain(next.lane);
         expect(next.excluded).not.toContain(next.lane);
@@ -483,8 +892,8 @@ describe("whatever happens,", () => {
 
   it("no more attempts count than the request may have", () => {
     fc.assert(
-      fc.property(everything, ([of, outcome, targets, drawn]) => {
-        const { next } = decided(of, outcome, targets, drawn);
+      fc.property(everything, (all) => {
+        const { of, next } = decided(all);
         if (next.kind === "retry" && next.counted) expect(of.counted + 1).toBeLessThan(of.terms.maxAttempts);
       }),
       { numRuns: 2000 },
@@ -494,7 +903,7 @@ describe("whatever happens,", () => {
   it("a request ends, or waits for an instant that comes", () => {
     const script = fc.array(fc.tuple(anyOutcome, luck, fc.nat(5000)), { minLength: 30, maxLength: 300 });
     fc.assert(
-      fc.property(anyRecord, script, (first, outcomes) => {
+      fc.property(anyRecord, script, fc.boolean(), (first, outcomes, isPatient) => {
         let current = first;
         let at = now;
         let counting = 0;
@@ -505,12 +914,15 @@ describe("whatever happens,", () => {
           if (reading.verdict === "throttled" || reading.verdict === "not_sent") {
             closedUntil.set(current.lane, at + Math.max(1000, reading.retryAfterMs ?? 0));
           }
-          const targets = lanes.map((one) => ({ lane: one, opensAt: closedUntil.get(one) ?? 0 }));
-          const next = decide(current, reading, circumstances({ now: at, luck: drawn, targets }));
+          const targets = lanes.map((one) => closedLane(one, closedUntil.get(one) ?? 0));
+          const next = decide(current, reading, circumstances({ now: at, luck: drawn, targets, isPatient }));
           const moved = transition(current, { type: "ended", now: at, result: reading.result, step: next });
           counting += moved!.attempt!.counted ? 1 : 0;
           current = moved!.record;
           expect(current.counted).toBe(first.counted + counting);
+          expect(current.invalid).toBeLessThanOrEqual(
+            Math.max(first.invalid, current.terms.maxInvalid ?? 0) + 1,
+          );
           if (isTerminal(current.state)) return;
           at = Math.max(at, current.dueAt);
           expect(at).toBeLessThan(current.deadlineAt);

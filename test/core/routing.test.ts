@@ -2,10 +2,14 @@ import fc from "fast-check";
 import { describe, expect, it, test } from "vitest";
 import type { AppError } from "../../src/core/errors.ts";
 import {
+  type Choice,
+  drawOf,
   matchesGlob,
   nextTarget,
   type Opening,
+  type Route,
   type RouteTable,
+  routeFor,
   targetsFor,
 } from "../../src/core/routing.ts";
 
@@ -131,20 +135,167 @@ describe("the targets of a model", () => {
   });
 });
 
+describe("the route for a model", () => {
+  const routes: Route[] = [
+    { model: "team-*", targets: [{ upstream: "a" }], failoverAfterMs: 1 },
+    { model: "*", targets: [{ upstream: "a" }], failoverAfterMs: 2 },
+    { model: "team-red", targets: [{ upstream: "a" }], failoverAfterMs: 3 },
+  ];
+  const of = (model: string, all = routes) =>
+    routeFor({ upstreams: [], routes: all }, model)?.failoverAfterMs;
+
+  test("is the one of its name, else the first whose glob it matches", () => {
+    expect([of("team-red"), of("team-blue"), of("else")]).toEqual([3, 1, 2]);
+  });
+
+  test("is none where nothing fits", () => {
+    expect(of("else", [routes[0]!])).toBeUndefined();
+  });
+});
+
+describe("a route whose targets have weights", () => {
+  const weighed = (...weights: (number | undefined)[]): RouteTable => ({
+    upstreams: weights.map((_, i) => ({ name: `u${i}`, models: [] })),
+    routes: [{ model: "m", targets: weights.map((weight, i) => ({ upstream: `u${i}`, weight })) }],
+  });
+  const orderOf = (table: RouteTable, draw: number) =>
+    targetsFor(table, "m", undefined, draw).map(({ upstream }) => upstream);
+  const firstOf = (table: RouteTable, draw: number) => orderOf(table, draw)[0];
+  const draw = fc.double({ min: 0, max: 1, maxExcluded: true, noNaN: true });
+  const weight = fc.oneof(fc.constant(undefined), fc.constant(0), fc.integer({ min: 1, max: 100 }));
+  const weights = fc.array(weight, { minLength: 1, maxLength: 6 });
+
+  test("begins with each of them in its proportion; the others follow in their order", () => {
+    const table = weighed(1, 2, 1);
+    expect(orderOf(table, 0)).toEqual(["u0", "u1", "u2"]);
+    expect(orderOf(table, 0.249)).toEqual(["u0", "u1", "u2"]);
+    expect(orderOf(table, 0.25)).toEqual(["u1", "u0", "u2"]);
+    expect(orderOf(table, 0.749)).toEqual(["u1", "u0", "u2"]);
+    expect(orderOf(table, 0.75)).toEqual(["u2", "u0", "u1"]);
+  });
+
+  test("takes the weight of a target without one for 1", () => {
+    const table = weighed(undefined, 3);
+    expect([firstOf(table, 0.249), firstOf(table, 0.25)]).toEqual(["u0", "u1"]);
+  });
+
+  test("begins with the first of those that all have none, or all have 0", () => {
+    for (const table of [weighed(undefined, undefined), weighed(0, 0)]) {
+      for (const drawn of [0, 0.5, 0.999_999]) expect(firstOf(table, drawn)).toBe("u0");
+    }
+  });
+
+  test("has all its targets once, whatever is drawn, and all but the first in their order", () => {
+    fc.assert(
+      fc.property(weights, draw, (all, drawn) => {
+        const [first, ...others] = orderOf(weighed(...all), drawn);
+        const rest = all.map((_, i) => `u${i}`).filter((name) => name !== first);
+        expect(others).toEqual(rest);
+      }),
+    );
+  });
+
+  test("begins with one of weight 0 only where no other has any", () => {
+    fc.assert(
+      fc.property(weights, fc.integer({ min: 0, max: 2 ** 32 - 1 }), (all, drawn) => {
+        fc.pre(all.some((one) => one !== 0));
+        const first = Number(firstOf(weighed(...all), drawn / 2 ** 32)!.slice(1));
+        expect(all.every((one) => one === undefined) || all[first] !== 0).toBe(true);
+      }),
+      { numRuns: 1000 },
+    );
+  });
+
+  test("shares ten thousand requests by weight, to within two in a hundred", () => {
+    const table = weighed(0, 7, 2, 1);
+    const counts = new Map<string, number>();
+    const many = 10_000;
+    for (let i = 0; i < many; i++) {
+      const first = firstOf(table, drawOf(idOf(i)))!;
+      counts.set(first, (counts.get(first) ?? 0) + 1);
+    }
+    const shares = ["u0", "u1", "u2", "u3"].map((name) => (counts.get(name) ?? 0) / many);
+    expect(shares[0]).toBe(0);
+    for (const [i, share] of [0, 0.7, 0.2, 0.1].entries())
+      expect(Math.abs(shares[i]! - share)).toBeLessThan(0.02);
+  });
+
+  test("leaves one that the caller names alone with its model", () => {
+    const table = weighed(1, 1);
+    for (const drawn of [0, 0.9]) {
+      expect(targetsFor(table, "m", "u1", drawn)).toMatchObject([{ upstream: "u1", model: "m" }]);
+    }
+  });
+});
+
+/** As the product makes them: those of one millisecond differ in their ends only. */
+function idOf(i: number): string {
+  return `req_01k6${String(i).padStart(22, "0")}`;
+}
+
+describe("what is drawn for an id", () => {
+  const spread = (ids: Iterable<string>, slots: number) => {
+    const counts = new Array<number>(slots).fill(0);
+    for (const id of ids) counts[Math.floor(drawOf(id) * slots)]!++;
+    return counts;
+  };
+
+  it("is always the same, and in [0, 1)", () => {
+    fc.assert(
+      fc.property(fc.string({ unit: "grapheme" }), (id) => {
+        const drawn = drawOf(id);
+        expect(drawn).toBe(drawOf(id));
+        expect(drawn >= 0 && drawn < 1).toBe(true);
+      }),
+    );
+  });
+
+  it("is spread evenly over ids that follow each other, and over ids drawn at random", () => {
+    const many = 20_000;
+    const slots = 20;
+    let seed = 1;
+    const letters = "0123456789abcdefghjkmnpqrstvwxyz";
+    const letter = () => {
+      seed = (Math.imul(seed, 1_664_525) + 1_013_904_223) >>> 0;
+      return letters[seed >>> 27];
+    };
+    const random = Array.from(
+      { length: many },
+      () => `req_01k6${Array.from({ length: 22 }, letter).join("")}`,
+    );
+    const following = Array.from({ length: many }, (_, i) => idOf(i));
+    for (const ids of [following, random]) {
+      const expected = many / slots;
+      const off = spread(ids, slots).reduce((sum, count) => sum + (count - expected) ** 2 / expected, 0);
+      // Chi-square of 19 degrees of freedom: even a fair die is above 43.8 once in a thousand times.
+      expect(off).toBeLessThan(43.8);
+    }
+  });
+
+  it("does not move with the id: neighbours are as far from each other as any two", () => {
+    let apart = 0;
+    for (let i = 0; i < 1000; i++) apart += Math.abs(drawOf(idOf(i)) - drawOf(idOf(i + 1)));
+    // Of two that are drawn evenly, a third on average.
+    expect(Math.abs(apart / 1000 - 1 / 3)).toBeLessThan(0.05);
+  });
+});
+
 describe("the next target", () => {
   const at = 1000;
-  const targets: Opening[] = [
-    { lane: "a", opensAt: 0 },
-    { lane: "b", opensAt: 5000 },
-    { lane: "c", opensAt: 0 },
-    { lane: "d", opensAt: 3000 },
-  ];
+  const opening = (lane: string, opensAt = 0, some: Partial<Opening> = {}): Opening => ({
+    lane,
+    opensAt,
+    closedUntil: 0,
+    ...some,
+  });
+  const targets = [opening("a"), opening("b", 5000), opening("c"), opening("d", 3000)];
   const next = (
-    rule: "onward" | "first" | "soonest",
+    rule: Choice["rule"],
     lane: string,
     excluded: string[] = [],
     from = targets,
-  ) => nextTarget(from, { lane, excluded }, rule, at)?.lane;
+    patientUntil?: number,
+  ) => nextTarget(from, { lane, excluded }, { rule, at, patientUntil })?.lane;
 
   test("onward is the first open one behind the own one, if any", () => {
     expect(next("onward", "a")).toBe("c");
@@ -162,34 +313,92 @@ describe("the next target", () => {
   test("soonest is rather not the own one", () => {
     expect(next("soonest", "a")).toBe("c");
     expect(next("soonest", "a", ["c"])).toBe("a");
-    expect(
-      next(
-        "soonest",
-        "a",
-        [],
-        [
-          { lane: "a", opensAt: 2000 },
-          { lane: "b", opensAt: 5000 },
-        ],
-      ),
-    ).toBe("a");
+    expect(next("soonest", "a", [], [opening("a", 2000), opening("b", 5000)])).toBe("a");
   });
 
+  test("larger is the first open one that takes longer prompts, or the one of them that opens soonest", () => {
+    const large = { largerContext: true };
+    const some = [opening("a"), opening("b"), opening("c", 5000, large), opening("d", 3000, large)];
+    expect(next("larger", "a", [], some)).toBe("d");
+    expect(next("larger", "a", ["d"], some)).toBe("c");
+    expect(next("larger", "d", [], some)).toBe("c");
+    expect(next("larger", "a", [], [...some, opening("e", 0, large)])).toBe("e");
+    expect(next("larger", "a", ["c", "d"], some)).toBeUndefined();
+  });
+
+  test("who is patient waits for the limits of a target as if it were open, in its own lane before all", () => {
+    const limited = { heldBy: "rate_limit" as const };
+    const some = [opening("a", 5000, limited), opening("b", 0), opening("c", 4000, limited)];
+    expect(next("soonest", "a", [], some)).toBe("b");
+    expect(next("soonest", "a", [], some, 5001)).toBe("a");
+    expect(next("soonest", "a", [], some, 5000)).toBe("b");
+    expect(next("soonest", "c", [], some, 6000)).toBe("c");
+    expect(next("first", "b", [], some, 6000)).toBe("a");
+    expect(next("soonest", "a", ["a"], some, 6000)).toBe("b");
+  });
+
+  test("who is patient does not wait for one that is broken, or that cannot be reached", () => {
+    for (const heldBy of ["breaker", "unreachable"] as const) {
+      const some = [opening("a", 5000, { heldBy }), opening("b", 0)];
+      expect(next("soonest", "a", [], some, 1_000_000)).toBe("b");
+      expect(next("first", "a", [], some, 1_000_000)).toBe("b");
+    }
+  });
+
+  const lanes = ["a", "b", "c", "d"];
+  const anyOpening = fc.record({
+    lane: fc.constantFrom(...lanes),
+    opensAt: fc.nat(3000),
+    closedUntil: fc.constant(0),
+    heldBy: fc.constantFrom(undefined, "rate_limit" as const, "breaker" as const, "unreachable" as const),
+    largerContext: fc.boolean(),
+  });
+  const anyOpenings = fc.uniqueArray(anyOpening, { maxLength: 4, selector: ({ lane }) => lane });
+  const patience = fc.option(fc.nat(4000), { nil: undefined });
+  const rules = fc.constantFrom<Choice["rule"]>("onward", "first", "soonest", "larger");
+
   it("is one of the targets, not excluded, and missing only where all are excluded", () => {
-    const lanes = ["a", "b", "c", "d"];
-    const any = fc.array(fc.record({ lane: fc.constantFrom(...lanes), opensAt: fc.nat(3000) }), {
-      maxLength: 5,
-    });
     fc.assert(
-      fc.property(any, fc.constantFrom(...lanes), fc.subarray(lanes), (all, lane, excluded) => {
+      fc.property(anyOpenings, fc.constantFrom(...lanes), fc.subarray(lanes), (all, lane, excluded) => {
         const usable = all.filter((target) => !excluded.includes(target.lane));
         for (const rule of ["first", "soonest"] as const) {
-          const found = nextTarget(all, { lane, excluded }, rule, at);
+          const found = nextTarget(all, { lane, excluded }, { rule, at });
           if (found) expect(usable).toContain(found);
           else expect(usable).toEqual([]);
           if (usable.some(({ opensAt }) => opensAt <= at)) expect(found!.opensAt).toBeLessThanOrEqual(at);
         }
       }),
+    );
+  });
+
+  it("is never one that refused, whatever the rule; larger is never the own lane, nor a smaller one", () => {
+    const any = fc.tuple(anyOpenings, fc.constantFrom(...lanes), fc.subarray(lanes), rules, patience);
+    fc.assert(
+      fc.property(any, ([all, lane, excluded, rule, patientUntil]) => {
+        const found = nextTarget(all, { lane, excluded }, { rule, at, patientUntil });
+        if (!found) return;
+        expect(excluded).not.toContain(found.lane);
+        if (rule !== "larger") return;
+        expect(found.lane).not.toBe(lane);
+        expect(found.largerContext).toBe(true);
+      }),
+      { numRuns: 1000 },
+    );
+  });
+
+  it("is for the patient one that they would wait for, wherever there is such a one", () => {
+    const any = fc.tuple(anyOpenings, fc.constantFrom(...lanes), patience);
+    fc.assert(
+      fc.property(any, ([all, lane, patientUntil = 0]) => {
+        const waitsFor = ({ opensAt, heldBy }: Opening) =>
+          opensAt <= at || (heldBy === "rate_limit" && opensAt < patientUntil);
+        for (const rule of ["first", "soonest"] as const) {
+          const found = nextTarget(all, { lane, excluded: [] }, { rule, at, patientUntil });
+          const others = all.filter((one) => rule === "first" || one.lane !== lane || patientUntil > 0);
+          if (found && others.some(waitsFor)) expect(waitsFor(found)).toBe(true);
+        }
+      }),
+      { numRuns: 1000 },
     );
   });
 });

@@ -12,12 +12,28 @@ export const start = Date.UTC(2026, 0, 1);
 
 export class SimClock implements Clock {
   private at = start;
+  private offMs = 0;
   private seq = 0;
   private readonly heap: Timer[] = [];
   private readonly cancelled = new Set<Timer>();
 
+  /** The time that timers go by: it only ever goes on. */
   now(): number {
     return this.at;
+  }
+
+  ticks(): number {
+    return this.at;
+  }
+
+  /** What a clock on the wall says. */
+  wall(): number {
+    return this.at + this.offMs;
+  }
+
+  /** Somebody sets the clock on the wall. No timer takes notice. */
+  jump(ms: number): void {
+    this.offMs += ms;
   }
 
   timer(delayMs: number, run: () => void): () => void {

@@ -9,6 +9,7 @@ import type { Ended } from "../../src/core/ports.ts";
 import type { Draft, Submission } from "../../src/core/queue.ts";
 import { failedInVain } from "../../src/core/request.ts";
 import type { Audience } from "./streams.ts";
+import type { SimBody } from "./upstream.ts";
 import type { Process, Sim } from "./world.ts";
 
 /** Longer than the simulated store takes for a commit. */
@@ -87,7 +88,8 @@ export class Crowd {
   /** Undefined where the call was refused, or the process died over it. */
   private async submit(draft: Draft, isRetry: boolean, process: Process): Promise<Submission | undefined> {
     const nonce = `${this.name} ${++this.asked}`;
-    const body = encoder.encode(JSON.stringify({ nonce }));
+    const { tokens } = JSON.parse(decoder.decode(draft.content.body)) as SimBody;
+    const body = encoder.encode(JSON.stringify({ nonce, tokens }));
     const { callHash } = this;
     const runAt = draft.runAt === undefined ? undefined : this.sim.clock.now() + draft.runAt;
     const call: Draft = { ...draft, content: { ...draft.content, body }, runAt, callHash, isRetry };

@@ -4,11 +4,14 @@ import { isTerminal } from "../../src/core/request.ts";
 import { seeded, start } from "./clock.ts";
 import { watchCalls } from "./scenario.ts";
 import type { Fate, Weather } from "./upstream.ts";
-import { Sim } from "./world.ts";
+import { checkLimits } from "./witness.ts";
+import { Sim, twoUpstreams } from "./world.ts";
 
 const minuteMs = 60_000;
 const everyMs = 1000;
 const loadMs = 20 * minuteMs;
+/** Enough for what has come together, before the first deadlines. */
+const limits = { requestsPerMinute: 400 };
 
 export async function outage(seed: number) {
   const luck = seeded(seed);
@@ -18,7 +21,9 @@ export async function outage(seed: number) {
     retryAfterS: () => Math.floor(luck() * 30),
     streams: { fate: () => "whole", gapMs: () => 0, variant: () => 0, luck },
   };
-  const sim = new Sim({ seed, weather, maxConcurrency: 64 });
+  const upstreams = twoUpstreams.upstreams.map(({ name }) => ({ name, maxConcurrency: 64, limits }));
+  const settings = { upstreams, limitGroups: [] };
+  const sim = new Sim({ seed, weather, maxConcurrency: 64, settings });
   await sim.boot();
   watchCalls(sim, []);
   let accepted = 0;
@@ -34,6 +39,7 @@ export async function outage(seed: number) {
   for (let steps = 0; waiting(sim) > 0 && steps < 100_000; steps++)
     await sim.clock.step(start + 24 * 60 * minuteMs);
   while (await sim.clock.step(sim.clock.now() + 5000));
+  checkLimits(sim, settings);
   const rows = sim.memory.engine.list({ project: "p1", order: "asc", limit: 10_000 });
   await sim.memory.close();
   const count = (state: string) => rows.filter((row) => row.state === state).length;

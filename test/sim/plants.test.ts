@@ -110,8 +110,8 @@ describe("a planted bug is seen:", () => {
     vi.doMock("../../src/core/backlog.ts", async (original) => {
       const real = await original<typeof import("../../src/core/backlog.ts")>();
       class Impatient extends real.Backlog {
-        override take() {
-          return super.take(Number.POSITIVE_INFINITY);
+        override next() {
+          return super.next(Number.POSITIVE_INFINITY);
         }
         override nextDueAt() {
           return super.nextDueAt() === undefined ? undefined : 0;

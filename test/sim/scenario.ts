@@ -2,12 +2,15 @@
 
 import { AppError } from "../../src/core/errors.ts";
 import type { Draft, Queue } from "../../src/core/queue.ts";
-import { isTerminal, type RequestRecord, throttledKept } from "../../src/core/request.ts";
+import { type CallSize, isTerminal, type RequestRecord, throttledKept } from "../../src/core/request.ts";
 import type { StreamFate } from "./answers.ts";
 import { seeded, start } from "./clock.ts";
 import { Crowd } from "./keyless.ts";
+import { Babbling, Crowded, Metered, type ResetForm } from "./providers.ts";
+import { drawSettings, sizes } from "./settings.ts";
 import { Audience } from "./streams.ts";
-import type { Fate, LedgerEntry, StreamWeather } from "./upstream.ts";
+import type { Fate, LedgerEntry, Provider, StreamWeather, Tokens } from "./upstream.ts";
+import { checkLimits } from "./witness.ts";
 import { type Plant, Sim } from "./world.ts";
 
 export interface Report {
@@ -21,6 +24,10 @@ export interface Report {
   adopted: number;
   echoed: number;
   streams: StreamReport;
+  /** How often breakers opened, retries waited for their budget, and answers were not valid. */
+  opened: number;
+  parked: number;
+  invalid: number;
 }
 
 interface StreamReport {
@@ -51,6 +58,7 @@ const troubles: Fate[] = [
   "bad_request",
   "bad_key",
   "malformed",
+  "invalid",
   "quota",
 ];
 
@@ -60,6 +68,7 @@ function drawWeather(luck: () => number) {
   for (const trouble of troubles) if (luck() < 0.35) rates.set(trouble, luck() * luck() * 0.6);
   const slowness = 50 + luck() * 5000;
   return {
+    provider: undefined as Provider | undefined,
     calm: false,
     fate(): Fate {
       if (this.calm) return "answer";
@@ -74,6 +83,17 @@ function drawWeather(luck: () => number) {
     retryAfterS: () => Math.floor(luck() * 40),
     streams: drawStreams(luck),
   };
+}
+
+/** Some keep account of what is asked of them, some of how many there are, and some talk nonsense about it. */
+function drawProvider(luck: () => number, clock: Sim["clock"]): Provider | undefined {
+  const draw = luck();
+  const limits = { requests: 20 + Math.floor(luck() * 60), tokens: 10_000 + Math.floor(luck() * 50_000) };
+  const forms: ResetForm[] = ["duration", "seconds", "instant", "none"];
+  const how = { form: forms[Math.floor(luck() * forms.length)]!, saysWhen: luck() < 0.5 };
+  if (draw < 0.2) return new Metered(clock, limits, how);
+  if (draw < 0.3) return new Crowded(clock, 2 + Math.floor(luck() * 3), luck() < 0.5 ? 503 : 429);
+  return draw < 0.4 ? new Babbling(luck) : undefined;
 }
 
 const breaks: StreamFate[] = ["no_done", "cut", "stall", "malformed", "error_event"];
@@ -108,12 +128,14 @@ export async function tell(seed: number, plant?: Plant): Promise<Report> {
   const weather = drawWeather(luck);
   const maxConcurrency = 1 + Math.floor(luck() * 6);
   const diskFull = luck() < 0.2 ? luck() * 0.1 : 0;
-  const sim = new Sim({ seed, weather, maxConcurrency, diskFull, plant });
+  const settings = drawSettings(seeded(seed ^ 0xf10e), maxConcurrency);
+  const sim = new Sim({ seed, weather, maxConcurrency, diskFull, settings, plant });
+  weather.provider = drawProvider(seeded(seed ^ 0x9e0), sim.clock);
   const acked: Acked[] = [];
   const audience = new Audience(sim, luck, start + storyMs);
   await sim.boot();
   watchCalls(sim, acked);
-  const crowds = schedule({ sim, luck, acked, audience });
+  const crowds = schedule({ sim, luck, acked, audience, drawSize: sizes(seeded(seed ^ 0x512e)) });
   const crashes = await live(sim, luck);
   weather.calm = true;
   weather.streams.calm = true;
@@ -121,6 +143,8 @@ export async function tell(seed: number, plant?: Plant): Promise<Report> {
   await drain(sim);
   audience.check();
   check(sim, [...acked, ...crowds.flatMap(({ acknowledged }) => acknowledged)]);
+  checkLimits(sim, settings);
+  sim.retries.check();
   const rows = all(sim);
   const states: Record<string, number> = {};
   for (const { state } of rows) states[state] = (states[state] ?? 0) + 1;
@@ -140,6 +164,9 @@ export async function tell(seed: number, plant?: Plant): Promise<Report> {
       restarted: rows.filter(({ id }) => sim.recordings.beginnings(id) > 1).length,
       audience: audience.size,
     },
+    opened: sim.breakers.opened,
+    parked: sim.retries.parked,
+    invalid: sim.upstream.ledger.filter(({ fate }) => fate === "invalid").length,
   };
 }
 
@@ -184,14 +211,15 @@ interface Story {
   luck: () => number;
   acked: Acked[];
   audience: Audience;
+  drawSize: () => { size: CallSize; tokens: Tokens };
 }
 
 function schedule(story: Story): Crowd[] {
-  const { sim, luck, audience } = story;
+  const { sim, luck, audience, drawSize } = story;
   const crowds: Crowd[] = [];
   const count = 10 + Math.floor(luck() * 40);
   for (let i = 0; i < count; i++) {
-    const draft = drawDraft(luck, i);
+    const draft = drawDraft(luck, i, drawSize());
     const at = luck() * storyMs * 0.8;
     if (draft.terms.held && draft.idempotencyKey === undefined) {
       const size = luck() < 0.7 ? 1 : 2 + Math.floor(luck() * 4);
@@ -211,7 +239,7 @@ function schedule(story: Story): Crowd[] {
   return crowds;
 }
 
-function drawDraft(luck: () => number, i: number): Draft {
+function drawDraft(luck: () => number, i: number, { size, tokens }: ReturnType<Story["drawSize"]>): Draft {
   const held = luck() < 0.4;
   const key = luck() < 0.4 ? `key${Math.floor(luck() * 15)}` : undefined;
   const project = luck() < 0.7 ? "p1" : "p2";
@@ -223,7 +251,7 @@ function drawDraft(luck: () => number, i: number): Draft {
     model: ["both", "alone", "other", "beta-1"][Math.floor(luck() * 4)]!,
     content: {
       head: { method: "POST", path: "/chat/completions", headers: [] },
-      body: encoder.encode(JSON.stringify({ nonce })),
+      body: encoder.encode(JSON.stringify({ nonce, tokens })),
     },
     terms: {
       maxAttempts: held ? 5 : 25,
@@ -232,6 +260,8 @@ function drawDraft(luck: () => number, i: number): Draft {
       onDisconnect: "continue",
       held,
       stream: luck() < 0.4 ? { mode: luck() < 0.15 ? "buffered" : "live", usage: luck() < 0.3 } : undefined,
+      size,
+      maxInvalid: size.textBytes % 3,
     },
     priority: (["interactive", "default", "batch"] as const)[Math.floor(luck() * 3)]!,
     runAt: start < 0.15 ? Math.floor(start * 1e6) : undefined,
@@ -298,7 +328,7 @@ export function watchCalls(sim: Sim, acked: Acked[]): void {
       if (!cancelled) sim.violation(`a call for ${entry.request} without a started attempt on disk`);
       return Number.NEGATIVE_INFINITY;
     }
-    const now = sim.clock.now();
+    const now = sim.clock.wall();
     const started = engine.attempts(row.id).at(-1);
     if (started?.endedAt !== undefined || started?.number !== row.attempt) {
       sim.violation(`${row.id} is processing without an open attempt`);
@@ -324,6 +354,8 @@ function check(sim: Sim, acked: Acked[]): void {
   for (const [key, ids] of byKey) if (ids.size > 1) sim.violation(`${key} stands for ${ids.size} requests`);
 }
 
+const isGood = (fate: Fate): boolean => fate !== "malformed" && fate !== "invalid";
+
 function checkRecord(sim: Sim, row: RequestRecord): void {
   const { engine } = sim.memory;
   if (!isTerminal(row.state)) sim.violation(`${row.id} is still ${row.state}`);
@@ -334,7 +366,7 @@ function checkRecord(sim: Sim, row: RequestRecord): void {
   if (sharing.length === 1) {
     if (calls.length > row.attempt)
       sim.violation(`${row.id}: ${calls.length} calls, ${row.attempt} attempts`);
-    const executed = calls.filter((call) => call.executed && call.fate !== "malformed").length;
+    const executed = calls.filter((call) => call.executed && isGood(call.fate)).length;
     const known = attempts.filter(({ verdict }) => verdict === "success").length;
     const unsure = row.duplicatePossible || row.endReason === "outcome_unknown" || row.state !== "completed";
     if (executed > Math.max(1, known) && !unsure)
@@ -345,6 +377,7 @@ function checkRecord(sim: Sim, row: RequestRecord): void {
   if (row.endedAt !== undefined && row.endedAt > start + storyMs + hourMs) {
     sim.violation(`${row.id} ended ${row.endedAt - start - storyMs} ms after the last fault`);
   }
+  checkInvalid(sim, row);
   if (row.counted > row.terms.maxAttempts) sim.violation(`${row.id} counted ${row.counted} attempts`);
   const throttled = attempts.filter(({ verdict }) => verdict === "throttled").length;
   if (throttled > throttledKept + 1) sim.violation(`${row.id} keeps ${throttled} throttled attempts`);
@@ -353,6 +386,20 @@ function checkRecord(sim: Sim, row: RequestRecord): void {
   if (row.state === "completed" && engine.parts(row.id, ["answer"]).length !== 1) {
     sim.violation(`${row.id} completed without an answer`);
   }
+}
+
+/** Answers that are not valid have a budget of their own, and the last of them is kept. */
+function checkInvalid(sim: Sim, { id, round, invalid, endReason, error, terms }: RequestRecord): void {
+  const attempts = sim.memory.engine.attempts(id).filter((one) => one.verdict === "invalid_output");
+  if (attempts.some(({ counted }) => counted)) sim.violation(`${id} counted an invalid answer`);
+  const inRound = attempts.filter((one) => one.round === round).length;
+  if (inRound !== invalid) sim.violation(`${id} had ${inRound} invalid answers, and says ${invalid}`);
+  const most = (terms.maxInvalid ?? 0) + 1;
+  if (invalid > most) sim.violation(`${id} had ${invalid} invalid answers, of ${most}`);
+  if (endReason !== "invalid_output") return;
+  if (invalid !== most) sim.violation(`${id} failed for ${invalid} invalid answers, of ${most}`);
+  if (error?.code !== "invalid_output") sim.violation(`${id} failed as ${error?.code}`);
+  if (sim.memory.engine.parts(id, ["answer"]).length !== 1) sim.violation(`${id} lost its invalid answer`);
 }
 
 function checkDelivery(sim: Sim, ack: Acked): void {

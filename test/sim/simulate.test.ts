@@ -16,6 +16,9 @@ describe("the simulation", () => {
     let crashes = 0;
     let adopted = 0;
     let echoed = 0;
+    let opened = 0;
+    let parked = 0;
+    let invalid = 0;
     const streams = { completed: 0, restarted: 0, audience: 0 };
     for (let seed = only ?? 1; seed <= (only ?? seeds); seed++) {
       const report = await tell(seed);
@@ -25,6 +28,9 @@ describe("the simulation", () => {
       crashes += report.crashes;
       adopted += report.adopted;
       echoed += report.echoed;
+      opened += report.opened;
+      parked += report.parked;
+      invalid += report.invalid;
       streams.completed += report.streams.completed;
       streams.restarted += report.streams.restarted;
       streams.audience += report.streams.audience;
@@ -33,7 +39,10 @@ describe("the simulation", () => {
     if (only === undefined) expect(calls).toBeGreaterThan(seeds * 10);
     if (only === undefined) expect(crashes).toBeGreaterThan(seeds);
     if (only === undefined) expect(adopted).toBeGreaterThan(seeds * 5);
-    if (only === undefined) expect(echoed).toBeGreaterThan(seeds / 10);
+    if (only === undefined) expect(echoed).toBeGreaterThan(seeds / 15);
+    if (only === undefined) expect(opened).toBeGreaterThan(seeds);
+    if (only === undefined) expect(parked).toBeGreaterThan(seeds / 25);
+    if (only === undefined) expect(invalid).toBeGreaterThan(seeds);
     if (only === undefined) expect(streams.completed).toBeGreaterThan(seeds * 5);
     if (only === undefined) expect(streams.restarted).toBeGreaterThan(seeds / 5);
     if (only === undefined) expect(streams.audience).toBeGreaterThan(seeds * 15);

@@ -108,6 +108,7 @@ class Ear implements StreamSink {
   private resolve: (how: StreamEnd) => void = () => {};
   private isOver = false;
   private hasRestarted = false;
+  private hasLeft = false;
   private readonly sim: Sim;
   private readonly process: Process;
   private readonly record: RequestRecord;
@@ -127,6 +128,7 @@ class Ear implements StreamSink {
 
   leave(): void {
     this.isOver = true;
+    this.hasLeft = true;
     this.reader?.close();
   }
 
@@ -193,7 +195,9 @@ class Ear implements StreamSink {
     if (terms.stream?.mode === "buffered" && !isWhole) this.say("told of an answer that was not whole");
     if (this.sim.diskFull > 0) return;
     clock.timer(aheadMs, () => {
-      if (!this.process.alive || this.hasRestarted || this.sim.diskFull > 0) return;
+      // Who has left is not told that the answer begins anew.
+      const mayBeGone = this.hasRestarted || this.hasLeft;
+      if (!this.process.alive || mayBeGone || this.sim.diskFull > 0) return;
       if (!recordings.had(id, last.after, data.at(-1)!))
         this.say(`has not recorded event ${last.after} ${aheadMs} ms after a caller had it`);
     });

@@ -24,6 +24,7 @@ export type Fate =
   | "bad_request"
   | "bad_key"
   | "malformed"
+  | "invalid"
   | "quota";
 
 export interface Weather {
@@ -34,6 +35,17 @@ export interface Weather {
   retryAfterS(): number;
   /** Of calls that are answered with a stream. */
   streams: StreamWeather;
+  /** What the upstream itself makes of a call, and of how many there are. */
+  provider?: Provider;
+}
+
+/** An upstream that keeps account of what is asked of it. */
+export interface Provider {
+  /** A call arrives. */
+  begin(entry: LedgerEntry): { refusedWith?: number; headers: [string, string][] };
+  end?(entry: LedgerEntry): void;
+  /** Whoever was connected is not any more. */
+  crashed?(): void;
 }
 
 export interface StreamWeather {
@@ -48,13 +60,31 @@ export interface StreamWeather {
 /** One call, as the upstream saw it. */
 export interface LedgerEntry {
   request: string;
+  upstream: string;
   lane: string;
   process: number;
   at: number;
   fate: Fate;
+  /** What it costs, if it is executed. */
+  tokens: Tokens;
+  /** The provider's own words: a refusal, and what it tells of its limits. */
+  refusedWith?: number;
+  headers: [string, string][];
   /** The upstream did the work, whatever became of the answer. */
   executed: boolean;
   over: boolean;
+}
+
+/** What a request costs in truth; stands in its body. */
+export interface Tokens {
+  prompt: number;
+  output: number;
+}
+
+/** What the simulated callers send. */
+export interface SimBody {
+  nonce: string;
+  tokens?: Tokens;
 }
 
 type LaneModel =
@@ -65,6 +95,7 @@ type LaneModel =
 /** Longer than the simulated store takes for a claim. */
 const writingMs = 20;
 
+const executedFates: Fate[] = ["answer", "reset", "malformed", "invalid"];
 const encoder = new TextEncoder();
 const decoder = new TextDecoder();
 
@@ -81,6 +112,8 @@ export class SimUpstream {
   private readonly inFlight = new Map<string, number>();
   /** Called when a call begins, to check it against the store; tells when its attempt was started. */
   onCall: (entry: LedgerEntry) => number = () => Number.POSITIVE_INFINITY;
+  onBegin: (entry: LedgerEntry, startedAt: number) => void = () => {};
+  onEnd: (entry: LedgerEntry, outcome: Outcome) => void = () => {};
 
   constructor(clock: Clock, weather: Weather, maxConcurrency: number, violation: (text: string) => void) {
     this.clock = clock;
@@ -95,24 +128,39 @@ export class SimUpstream {
       call: (call, abort) => this.call(process, call, abort),
       forward: () => Promise.reject(new Error("not simulated")),
       models: async () => undefined,
+      schemaProblem: () => undefined,
     };
   }
 
   private async *call(process: number, call: UpstreamCall, abort: Abort): AsyncGenerator<UpstreamEvent> {
     const fate = this.weather.fate(this.clock.now());
-    const { nonce } = JSON.parse(decoder.decode(call.body)) as { nonce: string };
-    const lane = `${call.upstream}/${call.model}`;
-    const entry = { request: nonce, lane, process, at: this.clock.now(), fate, executed: false, over: false };
+    const { nonce, tokens = { prompt: 1, output: 1 } } = JSON.parse(decoder.decode(call.body)) as SimBody;
+    const { upstream } = call;
+    const entry: LedgerEntry = {
+      request: nonce,
+      upstream,
+      lane: `${upstream}/${call.model}`,
+      process,
+      at: this.clock.now(),
+      fate,
+      tokens,
+      headers: [],
+      executed: false,
+      over: false,
+    };
     this.ledger.push(entry);
-    this.begin(entry, call.upstream);
+    this.begin(entry, upstream);
+    if (fate !== "unreachable") Object.assign(entry, this.weather.provider?.begin(entry));
     let outcome = await this.outcome(entry, abort);
     // What was to be answered is told.
-    if (call.stream && entry.fate === "answer" && outcome.kind === "response")
+    if (call.stream && entry.fate === "answer" && outcome.kind === "response" && outcome.status === 200)
       outcome = yield* this.tell(entry, call.stream, abort);
     entry.over = true;
-    const key = `${process} ${call.upstream}`;
+    const key = `${process} ${upstream}`;
     this.inFlight.set(key, this.inFlight.get(key)! - 1);
+    this.weather.provider?.end?.(entry);
     this.learn(entry, outcome);
+    this.onEnd(entry, outcome);
     yield { kind: "ended", outcome };
   }
 
@@ -124,6 +172,7 @@ export class SimUpstream {
     const lane = `${entry.process} ${entry.lane}`;
     const model = this.lanes.get(lane) ?? { state: "open" };
     const startedAt = this.onCall(entry);
+    this.onBegin(entry, startedAt);
     // An attempt whose start was being written when the lane closed is under way: it is not called back.
     if (model.state === "open" || startedAt <= model.since) return;
     // The patience counts from the grant of the probe's slot, some writing before its call.
@@ -163,9 +212,10 @@ export class SimUpstream {
         cancel();
         resolve(outcome);
       };
-      const latencyMs = entry.fate === "silence" ? 2 ** 40 : this.weather.latencyMs();
+      const isSilent = entry.fate === "silence" && entry.refusedWith === undefined;
+      const latencyMs = isSilent ? 2 ** 40 : this.weather.latencyMs();
       const cancel = this.clock.timer(latencyMs, () => {
-        entry.executed ||= entry.fate === "answer" || entry.fate === "reset" || entry.fate === "malformed";
+        entry.executed ||= !entry.refusedWith && executedFates.includes(entry.fate);
         finish(this.answer(entry));
       });
       abort.onAbort = () => finish(this.hungUp(entry));
@@ -199,7 +249,8 @@ export class SimUpstream {
     if (end === "malformed") return this.response(200, [], { wellFormed: false });
     if (end === "error_event") return this.response(200);
     if (end === "cut") return { kind: "network_error", code: "STREAM_CUT", sent: true };
-    return this.response(200, [], { wellFormed: true, id: identity.id }, body);
+    const facts = { wellFormed: true, id: identity.id, usage: usageText(entry) };
+    return this.response(200, entry.headers, facts, body);
   }
 
   /** False where the call was given up meanwhile. */
@@ -226,24 +277,29 @@ export class SimUpstream {
 
   private answer(entry: LedgerEntry): Outcome {
     const id = `chatcmpl-${entry.request}`;
+    const { headers, refusedWith } = entry;
+    const usage = usageText(entry);
+    if (refusedWith !== undefined) return this.response(refusedWith, headers);
     switch (entry.fate) {
       case "answer":
         return this.response(
           200,
-          [],
-          { wellFormed: true, id },
+          headers,
+          { wellFormed: true, id, usage },
           completion({ id, created: 1 }, entry.request),
         );
+      case "invalid":
+        return this.response(200, headers, { wellFormed: true, id, usage, invalid: ["It is no JSON."] });
       case "malformed":
         return this.response(200, [], { wellFormed: false });
       case "error_500":
-        return this.response(500);
+        return this.response(500, headers);
       case "error_503":
-        return this.response(503);
+        return this.response(503, headers);
       case "throttle":
-        return this.response(429);
+        return this.response(429, headers);
       case "throttle_told":
-        return this.response(429, [["retry-after", String(this.weather.retryAfterS())]]);
+        return this.response(429, [...headers, ["retry-after", String(this.weather.retryAfterS())]]);
       case "quota":
         return this.response(429, [], {
           wellFormed: true,
@@ -270,3 +326,6 @@ export class SimUpstream {
     return { kind: "response", status, headers, body, facts, firstByteAt: this.clock.now() };
   }
 }
+
+const usageText = ({ tokens: { prompt, output } }: LedgerEntry): string =>
+  JSON.stringify({ prompt_tokens: prompt, completion_tokens: output, total_tokens: prompt + output });

@@ -6,18 +6,28 @@
 
 import { createHash } from "node:crypto";
 import { StorageError } from "../../src/core/errors.ts";
-import type { ChangeSet, CommitResult, Store, Told, World } from "../../src/core/ports.ts";
+import type {
+  CacheStore,
+  ChangeSet,
+  CommitResult,
+  FlowStore,
+  Store,
+  Told,
+  World,
+} from "../../src/core/ports.ts";
 import { Queue, type QueueSettings } from "../../src/core/queue.ts";
 import { openMemory } from "../../src/store/sqlite/memory.ts";
 import { Watchers } from "../../src/store/watchers.ts";
 import { SimClock, seeded, settle } from "./clock.ts";
 import { Recordings } from "./streams.ts";
 import { SimUpstream, type Weather } from "./upstream.ts";
+import { BreakerWitness, RetryWitness } from "./witness.ts";
 
 export interface Plant {
   /** Changes what the store does with a change; undefined = as it should be. */
   commit?: (change: ChangeSet, next: (change: ChangeSet) => CommitResult) => CommitResult | undefined;
   store?: (store: Store) => Store;
+  flow?: (flow: FlowStore) => FlowStore;
   settings?: (settings: QueueSettings) => QueueSettings;
 }
 
@@ -27,6 +37,8 @@ export interface SimOptions {
   maxConcurrency?: number;
   /** Chance that a commit finds the disk full. */
   diskFull?: number;
+  /** What differs from `usual`. */
+  settings?: Partial<QueueSettings>;
   plant?: Plant;
 }
 
@@ -52,6 +64,34 @@ export const twoUpstreams = {
   ],
 };
 
+/** The settings that a server has by default, on two upstreams. */
+export const usual: Omit<QueueSettings, "owner" | "upstreams"> = {
+  table: twoUpstreams,
+  limitGroups: [],
+  breaker: {
+    enabled: true,
+    consecutiveFailures: 3,
+    failureRate: 0.5,
+    minCalls: 10,
+    windowMs: 60_000,
+    cooldownMs: 20_000,
+    maxCooldownMs: 60_000,
+  },
+  retryBudget: { ratio: 0.2, perSecond: 2 },
+  prices: [],
+  failoverAfterMs: 1000,
+  heldBackoff: { baseMs: 250, maxMs: 8000 },
+  backoff: { baseMs: 1000, maxMs: 600_000 },
+  laneBackoff: { baseMs: 1000, maxMs: 60_000 },
+  unreachableAfterMs: 30_000,
+  firstTokenMs: 120_000,
+  idleMs: 60_000,
+  attemptMs: 120_000,
+  adoptWindowMs: 600_000,
+  failureEchoMs: 10_000,
+  limits: { maxQueued: 100_000, maxHeld: 10_000, maxBodyMemoryBytes: 2 ** 28 },
+};
+
 export class Sim {
   readonly clock = new SimClock();
   readonly luck: () => number;
@@ -60,6 +100,8 @@ export class Sim {
   readonly violations: string[] = [];
   readonly told: Told[] = [];
   readonly recordings = new Recordings(this);
+  readonly breakers: BreakerWitness;
+  readonly retries: RetryWitness;
   /** The requests whose body carries a nonce. */
   readonly byNonce = new Map<string, string[]>();
   /** The nonce in the body of a request. */
@@ -68,22 +110,31 @@ export class Sim {
   readonly answered = new Set<string>();
   process!: Process;
   diskFull: number;
+  /** When a breaker was told last to have closed. */
+  breakerClosedAt = 0;
   /** How many writes of events are on their way to the disk. */
   eventsUnderWay = 0;
   private processes = 0;
   private ids = 0;
   private readonly trace = createHash("sha256");
   private readonly plant: Plant;
-  private readonly maxConcurrency: number;
+  private readonly upstreams: QueueSettings["upstreams"];
+  private readonly changed: Partial<QueueSettings>;
 
   constructor(options: SimOptions) {
     this.luck = seeded(options.seed);
     this.plant = options.plant ?? {};
     this.diskFull = options.diskFull ?? 0;
-    this.maxConcurrency = options.maxConcurrency ?? 8;
+    const maxConcurrency = options.maxConcurrency ?? 8;
+    this.upstreams = twoUpstreams.upstreams.map(({ name }) => ({ name, maxConcurrency }));
+    this.changed = options.settings ?? {};
     this.witness();
     const violation = (text: string) => this.violation(text);
-    this.upstream = new SimUpstream(this.clock, options.weather, this.maxConcurrency, violation);
+    this.breakers = new BreakerWitness(this.clock, this.changed.breaker ?? usual.breaker, violation);
+    this.retries = new RetryWitness(this, this.changed.retryBudget ?? usual.retryBudget);
+    this.upstream = new SimUpstream(this.clock, options.weather, maxConcurrency, violation);
+    this.upstream.onBegin = (entry, startedAt) => this.breakers.began(entry, startedAt);
+    this.upstream.onEnd = (entry, outcome) => this.breakers.ended(entry, outcome);
   }
 
   /** Sees what is written before anybody is told of it. */
@@ -110,7 +161,7 @@ export class Sim {
   /** Starts a process on the database as it is. */
   async boot(): Promise<void> {
     const number = ++this.processes;
-    const epoch = this.memory.nextEpoch("local", this.clock.now());
+    const epoch = this.memory.nextEpoch("local", this.clock.wall());
     let die = () => {};
     const died = new Promise<void>((resolve) => {
       die = resolve;
@@ -125,16 +176,18 @@ export class Sim {
     };
     const world: World = {
       clock: {
-        now: () => this.clock.now(),
+        now: () => this.clock.wall(),
+        ticks: () => this.clock.now(),
         timer: (ms, run) => this.clock.timer(ms, () => process.alive && run()),
       },
       random: { next: this.luck, id: () => `req_${String(++this.ids).padStart(8, "0")}` },
-      store: this.storeFor(process),
+      ...this.storesFor(process),
       upstream: this.upstream.forProcess(number),
       observer: {
         tell: (event) => {
           this.trace.update(JSON.stringify([this.clock.now(), event]));
           this.told.push(event);
+          if (process.alive) this.hear(event, number);
           if (event.event === "fault") this.violation(`fault: ${event.message}`);
         },
       },
@@ -167,6 +220,15 @@ export class Sim {
   crash(): void {
     this.process.alive = false;
     this.process.die();
+    this.upstream.weather.provider?.crashed?.();
+    this.breakers.crashed(this.diskFull === 0);
+  }
+
+  /** What a process tells while it lives. */
+  private hear(event: Told, process: number): void {
+    if (event.event === "breaker_closed") this.breakerClosedAt = this.clock.now();
+    this.breakers.heard(event);
+    this.retries.heard(event, process);
   }
 
   /** Runs simulated time until a promise settles. */
@@ -189,25 +251,11 @@ export class Sim {
   }
 
   private settings(epoch: number): QueueSettings {
-    return {
-      owner: { node: "local", epoch },
-      table: twoUpstreams,
-      upstreams: twoUpstreams.upstreams.map(({ name }) => ({ name, maxConcurrency: this.maxConcurrency })),
-      heldBackoff: { baseMs: 250, maxMs: 8000 },
-      backoff: { baseMs: 1000, maxMs: 600_000 },
-      laneBackoff: { baseMs: 1000, maxMs: 60_000 },
-      unreachableAfterMs: 30_000,
-      firstTokenMs: 120_000,
-      idleMs: 60_000,
-      attemptMs: 120_000,
-      adoptWindowMs: 600_000,
-      failureEchoMs: 10_000,
-      limits: { maxQueued: 100_000, maxHeld: 10_000, maxBodyMemoryBytes: 2 ** 28 },
-    };
+    return { ...usual, owner: { node: "local", epoch }, upstreams: this.upstreams, ...this.changed };
   }
 
   /** The store as a process sees it: slow, sometimes full, and after its death deaf but for late results. */
-  private storeFor(process: Process): Store {
+  private storesFor(process: Process): { store: Store; flow: FlowStore; cache: CacheStore } {
     const store = openMemory(this.memory.engine);
     // Also what a planted bug writes is told.
     const watchers = new Watchers();
@@ -258,7 +306,13 @@ export class Sim {
       toldToWait: read(store.toldToWait),
       interrupted: read(store.interrupted),
     };
-    return this.plant.store?.(faulty) ?? faulty;
+    const flow = { flow: read(store.flow), calledSince: read(store.calledSince) };
+    const cache = { newest: read(store.newest), vectors: read(store.vectors) };
+    return {
+      store: this.plant.store?.(faulty) ?? faulty,
+      flow: this.plant.flow?.(flow) ?? flow,
+      cache,
+    };
   }
 
   /** Commits, and checks from the outside what no commit may do. */

@@ -3,6 +3,7 @@ import type { Clock } from "../../src/core/ports.ts";
 /** A clock that stands still until it is told to move. Timers fire in order, each at its own instant. */
 export class HandClock implements Clock {
   private at: number;
+  private jumpedMs = 0;
   private seq = 0;
   private timers: { at: number; seq: number; run: () => void }[] = [];
 
@@ -12,6 +13,10 @@ export class HandClock implements Clock {
 
   now(): number {
     return this.at;
+  }
+
+  ticks(): number {
+    return this.at - this.jumpedMs;
   }
 
   timer(delayMs: number, run: () => void): () => void {
@@ -40,6 +45,7 @@ export class HandClock implements Clock {
   /** The wall clock is set, forwards or back, without time passing for timers. */
   jump(ms: number): void {
     this.at += ms;
+    this.jumpedMs += ms;
     for (const timer of this.timers) timer.at += ms;
   }
 }
