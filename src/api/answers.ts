@@ -5,6 +5,7 @@ import type { HeaderList } from "../core/headers.ts";
 import type { Ended } from "../core/ports.ts";
 import type { Queue } from "../core/queue.ts";
 import type { RequestRecord } from "../core/request.ts";
+import type { Instead } from "../core/substitutes.ts";
 import type { ApiOptions } from "./context.ts";
 import { comeBack, errorReply, failureReply, jsonReply } from "./errors.ts";
 import { answerOf, pollUrl, presentAsync, requestHeaders } from "./present.ts";
@@ -62,6 +63,38 @@ export function endedReply(ended: Ended, replayed: boolean): Reply {
   if (record.state === "failed") ours.push(["x-should-retry", "false"]);
   const fits = answer && (record.state === "completed" || answer.status >= 400);
   if (!fits) return failureReply(record.error ?? failures.deadline(), ours);
-  const headers = [...callersHeaders(answer.headers, replayed), ...ours];
+  const headers = [...callersHeaders(answer.headers, replayed || record.cachedFrom !== undefined), ...ours];
   return { status: answer.status, headers, body: answer.body };
 }
+
+/** What a caller gets instead of its answer, marked as such. */
+export function insteadReply(record: RequestRecord, instead: Instead): Reply {
+  const headers: HeaderList = [...requestHeaders(record), ["outlast-degraded", instead.degraded]];
+  const older = instead.degraded === "stale" ? answerOf(instead.ended) : undefined;
+  if (older) {
+    const theirs = callersHeaders(older.headers, true);
+    return { status: older.status, headers: [...theirs, ...headers], body: older.body };
+  }
+  const answer = instead.degraded === "fixed" ? fixedAnswer(record, instead.answer) : {};
+  return jsonReply(200, answer, headers);
+}
+
+/** A text as a completion; an object is one, and is only given what it has not. */
+function fixedAnswer({ id, model, createdAt }: RequestRecord, answer: unknown): object {
+  const given = typeof answer === "string" ? { choices: [choiceOf(answer)] } : (answer as object);
+  return {
+    id: `chatcmpl-${id}`,
+    object: "chat.completion",
+    created: Math.floor(createdAt / 1000),
+    model,
+    usage: { prompt_tokens: 0, completion_tokens: 0, total_tokens: 0 },
+    ...given,
+  };
+}
+
+const choiceOf = (content: string) => ({
+  index: 0,
+  message: { role: "assistant", content, refusal: null },
+  logprobs: null,
+  finish_reason: "stop",
+});

@@ -5,7 +5,7 @@ import { RESPONSE_ALREADY_SENT } from "@hono/node-server/utils/response";
 import { type Context, Hono } from "hono";
 import type { Place } from "../core/admission.ts";
 import { AppError, faultText } from "../core/errors.ts";
-import { getCompletion, postCompletion } from "./completions.ts";
+import { getCompletion, postCompletion, postEmbeddings } from "./completions.ts";
 import type { Connections } from "./connections.ts";
 import type { ApiOptions, Call, Handler } from "./context.ts";
 import { errorReply, jsonReply } from "./errors.ts";
@@ -14,12 +14,13 @@ import { passThroughUnread } from "./passthrough.ts";
 import { type Reply, send } from "./reply.ts";
 import { cancelRequest, getAttempts, getRequest, listRequests } from "./requests.ts";
 import { getStream } from "./stream.ts";
+import { listUpstreams } from "./upstreams.ts";
 
 type Bindings = { incoming: IncomingMessage; outgoing: ServerResponse };
 type AppContext = Context<{ Bindings: Bindings }>;
 
 /** What is only let through but takes nothing but JSON. */
-const jsonPaths = ["completions", "embeddings", "responses", "moderations", "messages", "rerank"];
+const jsonPaths = ["completions", "responses", "moderations", "messages", "rerank"];
 
 export function createApp(options: ApiOptions, connections: Connections): Hono<{ Bindings: Bindings }> {
   const app = new Hono<{ Bindings: Bindings }>();
@@ -48,6 +49,12 @@ export function createApp(options: ApiOptions, connections: Connections): Hono<{
   );
   app.post("/v1/chat/completions", v1(jsonRoute(postCompletion)));
   app.post("/v1/chat/completions/", v1(jsonRoute(postCompletion)));
+  app.post("/v1/embeddings", v1(jsonRoute(postEmbeddings)));
+  app.post("/v1/embeddings/", v1(jsonRoute(postEmbeddings)));
+  app.get("/v1/upstreams", v1(listUpstreams));
+  app.get("/v1/upstreams/", v1(listUpstreams));
+  app.all("/v1/upstreams/*", v1(noSuchRoute));
+  app.all("/v1/upstreams", v1(noSuchRoute));
   app.get("/v1/chat/completions/:id", v1(getCompletion));
   app.get("/v1/requests", v1(listRequests));
   app.get("/v1/requests/:id", v1(getRequest));
@@ -94,7 +101,7 @@ function isBrief({ method, url = "" }: IncomingMessage, query: URLSearchParams):
     method === "GET" &&
     !query.has("wait") &&
     !/^\/v1\/requests\/[^/?]+\/stream/.test(url) &&
-    /^\/v1\/(requests([/?]|$)|chat\/completions\/req_)/.test(url)
+    /^\/v1\/(requests([/?]|$)|upstreams\/?(\?|$)|chat\/completions\/req_)/.test(url)
   );
 }
 

@@ -1,44 +1,53 @@
-/** POST /v1/chat/completions: durable, held, waited for or asynchronous. GET by the request's id. */
+/** Calls that are recorded: held, waited for or asynchronous. POST /v1/chat/completions and /v1/embeddings; GET by the request's id. */
 
 import { AppError } from "../core/errors.ts";
-import { type HeaderList, toUpstream } from "../core/headers.ts";
+import type { HeaderList } from "../core/headers.ts";
 import type { Line } from "../core/line.ts";
 import type { Ended } from "../core/ports.ts";
-import type { Draft, Submission } from "../core/queue.ts";
+import type { Submission } from "../core/queue.ts";
 import { isTerminal } from "../core/request.ts";
 import { beginning } from "../core/stream-cursor.ts";
-import { type Answer, asyncReply, endedReply, stillRunning } from "./answers.ts";
-import { callHashOf, fingerprintOf, type JsonBody, parseBody, readBody, withoutOurs } from "./body.ts";
-import { type ApiOptions, type Call, type Handler, headersOf } from "./context.ts";
-import { waitWithCaller, whenGone } from "./hang-up.ts";
-import { type Asked, readAsked } from "./options.ts";
+import { type Answer, asyncReply, endedReply, insteadReply, stillRunning } from "./answers.ts";
+import { parseBody, readBody } from "./body.ts";
+import type { ApiOptions, Call, Handler } from "./context.ts";
+import { Degrading } from "./degrading.ts";
+import { chat, type Endpoint, embeddings, readDraft } from "./draft.ts";
+import { waitWithCaller } from "./hang-up.ts";
+import type { Asked } from "./options.ts";
 import { passThrough } from "./passthrough.ts";
 import type { Reply } from "./reply.ts";
 import { readWaitMs } from "./requests.ts";
 import { type Reading, type StreamHooks, tellStream } from "./stream.ts";
 
-const endpoint = "chat.completions";
+/** Takes a call of an endpoint whose calls are recorded, and gives its caller what it asked for. */
+const recorded =
+  (endpoint: Endpoint): Handler =>
+  async (call, options) => {
+    const { submission, asked } = await taken(endpoint, call, options);
+    // It is on disk now, and counted with the call that sends it.
+    call.place.drop();
+    if (submission.hasGone) return undefined;
+    const applied: HeaderList = asked.preferenceApplied
+      ? [["preference-applied", asked.preferenceApplied]]
+      : [];
+    const reply = await (asked.terms.stream
+      ? streamTo(submission, asked, applied, call, options)
+      : adoptably(submission, call, options, () => replyTo(submission, asked, call, options)));
+    return reply && { ...reply, headers: [...reply.headers, ...applied] };
+  };
 
-export const postCompletion: Handler = async (call, options) => {
-  const { submission, asked } = await taken(call, options);
-  // It is on disk now, and counted with the call that sends it.
-  call.place.drop();
-  if (submission.hasGone) return undefined;
-  const applied: HeaderList = asked.preferenceApplied
-    ? [["preference-applied", asked.preferenceApplied]]
-    : [];
-  const reply = await (asked.terms.stream
-    ? streamTo(submission, asked, applied, call, options)
-    : adoptably(submission, call, options, () => replyTo(submission, asked, call, options)));
-  return reply && { ...reply, headers: [...reply.headers, ...applied] };
-};
+export const postCompletion = recorded(chat);
+export const postEmbeddings = recorded(embeddings);
 
 /** Reads a call and submits it. A function of its own, so that nothing keeps the body while the caller waits. */
-async function taken(call: Call, options: ApiOptions): Promise<{ submission: Submission; asked: Asked }> {
+async function taken(
+  endpoint: Endpoint,
+  call: Call,
+  options: ApiOptions,
+): Promise<{ submission: Submission; asked: Asked }> {
   const body = parseBody(await readBody(call, options.maxBodyBytes));
-  checkBody(body.value);
-  const asked = readAsked(body.value, call.header, options.defaults, options.clock.now());
-  return { submission: await options.queue.submit(draftOf(call, body, asked)), asked };
+  const { draft, asked } = readDraft(endpoint, call, body, options);
+  return { submission: await options.queue.submit(draft), asked };
 }
 
 /**
@@ -67,61 +76,6 @@ async function adoptably(
   return given.reply;
 }
 
-/** @throws AppError naming the field. What is inside is the upstream's to judge. */
-function checkBody(value: Record<string, unknown>): void {
-  const missing = (param: string) =>
-    new AppError("missing_required_parameter", `Missing required parameter: \`${param}\`.`, { param });
-  if (value.model === undefined) throw missing("model");
-  if (typeof value.model !== "string" || value.model === "" || value.model.length > 512) {
-    throw new AppError("invalid_parameter", "`model` must be a string of 1 to 512 characters.", {
-      param: "model",
-    });
-  }
-  if (value.messages === undefined) throw missing("messages");
-  if (!Array.isArray(value.messages)) {
-    throw new AppError("invalid_parameter", "`messages` must be an array.", { param: "messages" });
-  }
-  if (value.stream !== undefined && value.stream !== null && typeof value.stream !== "boolean") {
-    throw new AppError("invalid_parameter", "`stream` must be true or false.", { param: "stream" });
-  }
-}
-
-/** What stays with us and yet makes two calls differ: who calls, and what is asked of us. */
-const toldToUs =
-  /^(outlast-options|api-key|x-api-key|x-goog-api-key|cookie|proxy-authorization|x-forwarded-(user|email))$/;
-
-function draftOf(call: Call, body: JsonBody, asked: Asked): Draft {
-  const { project } = call.caller;
-  const all = headersOf(call);
-  const headers = toUpstream(all, true);
-  const told = [...headers, ...all.filter(([name]) => toldToUs.test(name))];
-  const { idempotencyKey, terms, priority, runAt, tags, mode } = asked;
-  const repeatable = idempotencyKey === undefined && terms.held && terms.onDisconnect === "continue";
-  const authorization = call.header("authorization");
-  return {
-    project,
-    endpoint,
-    model: body.value.model as string,
-    content: {
-      head: { method: "POST", path: call.path.replace(/\/(?=\?|$)/, ""), headers },
-      body: withoutOurs(body),
-    },
-    terms,
-    priority,
-    runAt,
-    tags,
-    idempotencyKey,
-    fingerprint: idempotencyKey === undefined ? undefined : fingerprintOf(body),
-    callHash: repeatable
-      ? callHashOf({ project, authorization, path: call.path, headers: told, body: body.bytes })
-      : undefined,
-    isRetry: /^0*[1-9]\d*$/.test(call.header("x-stainless-retry-count") ?? ""),
-    hold: mode.kind !== "async",
-    isGone: () => call.exchange.connection.isGone,
-    onGone: (callback) => whenGone(call, callback),
-  };
-}
-
 async function replyTo(
   submission: Submission,
   asked: Asked,
@@ -134,14 +88,22 @@ async function replyTo(
   const final = (reply: Reply): Answer => ({ reply, isFinal: true });
   const forNow = (reply: Reply | undefined): Answer => ({ reply, isFinal: false });
   if (!line) {
-    if (!isTerminal(record.state)) return forNow(asyncReply(record, options));
+    // Who does not wait gets what it gets always, also where the answer was known before.
+    const isAnswered = isTerminal(record.state) && submission.kind !== "accepted";
+    if (!isAnswered) return forNow(asyncReply(record, options));
     const reply = endedReply(await queue.withAnswer(record), replayed);
     if (submission.kind === "echoed") reply.headers.push(["outlast-echo", "true"]);
     return final(reply);
   }
-  const { mode } = asked;
+  const { mode, wishes } = asked;
   const waitMs = mode.kind === "wait" ? mode.ms : options.defaults.holdTimeoutMs;
-  const ended = await waitHere(line, waitMs, call, options, submission);
+  const degrading = wishes.onFailure && new Degrading(record, wishes.onFailure, options.queue);
+  const ended = await waitHere(line, waitMs, call, options, submission, degrading);
+  const instead = await degrading?.insteadOf(ended);
+  if (degrading && instead && !call.exchange.connection.isGone) {
+    await degrading.given(instead);
+    return final(insteadReply(record, instead));
+  }
   if (ended) return final(endedReply(ended, replayed));
   if (call.exchange.connection.isGone) return forNow(undefined);
   const current = await queue.get(record.project, record.id);
@@ -157,8 +119,10 @@ function waitHere(
   call: Call,
   options: ApiOptions,
   submission: Submission,
+  degrading?: Degrading,
 ): Promise<Ended | undefined> {
-  return waitWithCaller(call, options.queue, line, waitMs, () => hungUp(submission, options));
+  const onGone = () => hungUp(submission, options);
+  return waitWithCaller(call, options.queue, line, waitMs, onGone, (stop) => degrading?.watch(stop));
 }
 
 /** A caller who hangs up and asked for it takes the request along. */
@@ -208,7 +172,7 @@ async function streamTo(
       hungUp(submission, options);
     },
   };
-  const { mode, terms } = asked;
+  const { mode, terms, wishes } = asked;
   const reading: Reading = {
     record,
     line,
@@ -220,6 +184,7 @@ async function streamTo(
     isReplay,
     headers: applied,
     patienceMs: mode.kind === "wait" ? mode.ms : undefined,
+    degrading: wishes.onFailure && new Degrading(record, wishes.onFailure, queue),
   };
   const answer = await tellStream(reading, call, options, hooks).catch((error) => {
     if (keyless) adoption.orphaned(id, false);

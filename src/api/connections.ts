@@ -45,7 +45,7 @@ export class Connections {
   async mayRefuse({ connection }: Exchange, retryAfterMs: number): Promise<void> {
     if (this.quiet) return this.keepBack();
     if (this.stopping()) return;
-    const now = this.clock.now();
+    const now = this.clock.ticks();
     const patienceMs = Math.min(longestPatienceMs, connection.comeBackAt - now);
     connection.comeBackAt = now + Math.max(0, patienceMs) + retryAfterMs;
     if (patienceMs > 0) await this.keepBack(patienceMs);

@@ -75,7 +75,7 @@ export class Deliveries {
   }
 
   private doubt(delivery: Delivery, connection: Connection): void {
-    delivery.untilMs = this.clock.now() + doubtMs;
+    delivery.untilMs = this.clock.ticks() + doubtMs;
     const those = this.byConnection.get(connection);
     if (those) those.push(delivery);
     else this.byConnection.set(connection, [delivery]);
@@ -87,10 +87,10 @@ export class Deliveries {
     const [first] = this.doubted;
     if (this.armed || !first) return;
     this.armed = true;
-    const leftMs = Math.max(1, first.untilMs - this.clock.now());
+    const leftMs = Math.max(1, first.untilMs - this.clock.ticks());
     this.clock.timer(Math.min(doubtMs, leftMs), () => {
       this.armed = false;
-      const now = this.clock.now();
+      const now = this.clock.ticks();
       // Where the wall clock was set back, what seems far ahead is of long ago.
       const isOver = ({ untilMs }: Delivery) => untilMs <= now || untilMs > now + doubtMs;
       let over = 0;

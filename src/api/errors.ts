@@ -35,6 +35,7 @@ const table: Record<ErrorCode, [status: number, type: string]> = {
   body_too_large: [413, invalid],
   unsupported_content_type: [415, invalid],
   queue_full: [429, "rate_limit_error"],
+  rate_limited: [429, "rate_limit_error"],
   overloaded: [503, "service_unavailable_error"],
   still_running: [504, "timeout_error"],
   shutting_down: [503, "service_unavailable_error"],

@@ -18,7 +18,7 @@ export class EventStream {
   private readonly outgoing: ServerResponse;
   private readonly clock: Clock;
   private readonly heartbeatMs: number;
-  /** Epoch ms. */
+  /** By the clock's ticks. */
   private saidAt: number;
   private cancelBeat = () => {};
   private isBeating = false;
@@ -31,7 +31,7 @@ export class EventStream {
     this.outgoing = outgoing;
     this.clock = clock;
     this.heartbeatMs = heartbeatMs;
-    this.saidAt = clock.now();
+    this.saidAt = clock.ticks();
     outgoing.on("drain", onDrain);
   }
 
@@ -56,7 +56,7 @@ export class EventStream {
   }
 
   private beat(begin: () => void): void {
-    const leftMs = this.saidAt + this.heartbeatMs - this.clock.now();
+    const leftMs = this.saidAt + this.heartbeatMs - this.clock.ticks();
     if (leftMs > 0) {
       this.cancelBeat = this.clock.timer(leftMs, () => this.beat(begin));
       return;
@@ -69,7 +69,7 @@ export class EventStream {
 
   /** False: no more until the caller has taken what there is. */
   write(text: string): boolean {
-    this.saidAt = this.clock.now();
+    this.saidAt = this.clock.ticks();
     return this.outgoing.write(text);
   }
 

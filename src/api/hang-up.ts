@@ -25,13 +25,14 @@ export function whenGone({ exchange }: Call, onGone: () => void): () => void {
   return () => connection.ignore(listener);
 }
 
-/** Waits on a line for as long as the caller stays on theirs. */
+/** Waits on a line for as long as the caller stays on theirs. `onWait` is given what ends the wait without an end. */
 export async function waitWithCaller(
   call: Call,
   queue: Queue,
   line: Line,
   waitMs: number,
   onGone: () => void = () => {},
+  onWait: (stop: () => void) => void = () => {},
 ): Promise<Ended | undefined> {
   let unwatch = () => {};
   let gone = false;
@@ -41,6 +42,7 @@ export async function waitWithCaller(
       hangUp();
       onGone();
     });
+    if (!gone) onWait(hangUp);
   });
   if (ended && !gone) await restOfTurn();
   unwatch();

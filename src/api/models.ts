@@ -28,7 +28,7 @@ const incompleteFreshMs = 5000;
 export function createModels(): { list: Handler; get: Handler } {
   let cached: { until: number; union: Promise<Union> } | undefined;
   const known = async ({ table, upstream, clock }: ApiOptions): Promise<ModelObject[]> => {
-    const now = clock.now();
+    const now = clock.ticks();
     if (cached && now <= cached.until) return (await cached.union).models;
     const asked = { until: now + freshMs, union: unionOf(table, upstream) };
     cached = asked;

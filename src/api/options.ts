@@ -4,7 +4,10 @@ import { z } from "zod";
 import { parseDuration } from "../core/duration.ts";
 import { AppError } from "../core/errors.ts";
 import type { OnDisconnect, OnUnknown, Priority, StreamTerms, Terms } from "../core/request.ts";
+import { type RouteTable, routeFor } from "../core/routing.ts";
+import type { CacheWish, FailureWish, ValidateWish } from "../core/wishes.ts";
 import type { HeaderOf } from "./guard.ts";
+import { type Wishes, wishesOf, wishFields, wishMeaning } from "./wishes.ts";
 
 export interface Defaults {
   /** undefined = hold; false = async; true or seconds = wait, then async. */
@@ -18,6 +21,9 @@ export interface Defaults {
   onUnknown: OnUnknown;
   onDisconnect: OnDisconnect;
   priority: Priority | undefined;
+  validate?: ValidateWish | false;
+  cache?: CacheWish | false;
+  onFailure?: FailureWish | false;
 }
 
 /** How the caller wants its answer. */
@@ -33,6 +39,9 @@ export interface Asked {
   /** Epoch ms. */
   runAt?: number;
   tags: string[];
+  wishes: Wishes;
+  /** It was the caller who said how answers are to be validated. */
+  validatesItself: boolean;
 }
 
 /** Fields of ours at the top of a body; they never reach an upstream. */
@@ -67,6 +76,9 @@ const optionsSchema = z.strictObject({
   on_disconnect: z.enum(["continue", "cancel"]).optional(),
   stream_mode: z.enum(["live", "buffered"]).optional(),
   tags: z.array(z.string().min(1).max(64)).max(16).optional(),
+  validate: wishFields.validate.optional(),
+  cache: wishFields.cache.optional(),
+  on_failure: wishFields.on_failure.optional(),
 });
 type Options = z.infer<typeof optionsSchema>;
 
@@ -82,6 +94,7 @@ const meaning: Record<keyof Options, string> = {
   on_disconnect: 'must be "continue" or "cancel"',
   stream_mode: 'must be "live" or "buffered"',
   tags: "must be a list of at most 16 texts of 1 to 64 characters",
+  ...wishMeaning,
 };
 
 const waitSchema = z.union([z.boolean(), z.number().min(0).max(86_400)]);
@@ -95,9 +108,11 @@ export function readAsked(
   body: Record<string, unknown>,
   header: HeaderOf,
   defaults: Defaults,
+  table: RouteTable,
   now: number,
 ): Asked {
   const options = readOptions(body, header, now);
+  const route = typeof body.model === "string" ? routeFor(table, body.model) : undefined;
   const { mode, preferenceApplied } = readMode(body.wait, header("prefer"), defaults);
   const held = mode.kind === "held";
   if (options.run_at !== undefined && options.delay !== undefined) {
@@ -111,6 +126,7 @@ export function readAsked(
     terms: {
       maxAttempts: options.max_attempts ?? (held ? defaults.heldMaxAttempts : defaults.maxAttempts),
       deadlineMs: options.deadline ?? (held ? defaults.heldDeadlineMs : defaults.deadlineMs),
+      ownDeadline: options.deadline === undefined ? undefined : true,
       onUnknown: options.on_unknown ?? defaults.onUnknown,
       onDisconnect: options.on_disconnect ?? defaults.onDisconnect,
       held,
@@ -120,6 +136,8 @@ export function readAsked(
     priority: options.priority ?? defaults.priority ?? (mode.kind === "async" ? "default" : "interactive"),
     runAt: runAt !== undefined && runAt > now ? runAt : undefined,
     tags: options.tags ?? [],
+    wishes: wishesOf(options, route, defaults),
+    validatesItself: Boolean(options.validate),
   };
 }
 
@@ -155,7 +173,8 @@ function parseOptions(value: unknown, where: string, now: number): Options {
     return parsed.data;
   }
   const issue = parsed.error.issues[0]!;
-  if (issue.code === "unrecognized_keys") {
+  // One in an option is told of with that option.
+  if (issue.code === "unrecognized_keys" && issue.path.length === 0) {
     const allowed = Object.keys(optionsSchema.shape).join(", ");
     throw invalid(`${where}.${issue.keys[0]}`, `is not an option. Allowed: ${allowed}`);
   }

@@ -11,6 +11,7 @@ import { type JsonBody, parseBody, readBody, withoutOurs } from "./body.ts";
 import { type ApiOptions, type Call, type Handler, headersOf } from "./context.ts";
 import { failureReply } from "./errors.ts";
 import { whenGone } from "./hang-up.ts";
+import { sizeOf } from "./measure.ts";
 import { oursAlone, type Reply } from "./reply.ts";
 
 /** Paths that spend tokens on one call and show nothing of the account. */
@@ -43,7 +44,7 @@ function jsonBody(bytes: Buffer): JsonBody | undefined {
   }
 }
 
-/** @throws AppError `operator_only`, `passthrough_off`, `model_not_found`, `shutting_down` */
+/** @throws AppError `operator_only`, `passthrough_off`, `model_not_found`, `rate_limited`, `shutting_down` */
 export async function passThrough(
   call: Call,
   options: ApiOptions,
@@ -54,6 +55,7 @@ export async function passThrough(
   if (options.queue.isStopping) throw options.queue.refusal()!;
   const target = targetOf(call, options, value);
   const { upstream, model } = laneParts(target);
+  if (value && typeof value.model === "string") options.queue.countLetThrough(target, sizeOf(value));
   const abort: Abort = { aborted: false, onAbort: undefined };
   const unwatch = whenGone(call, () => {
     abort.aborted = true;

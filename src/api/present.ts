@@ -4,7 +4,13 @@ import type { AsyncObject, AttemptObject, RequestObject } from "../contract.ts";
 import type { HeaderList } from "../core/headers.ts";
 import type { Waiting } from "../core/lanes.ts";
 import type { Ended, Part } from "../core/ports.ts";
-import { type AttemptRecord, isReady, laneParts, type RequestRecord } from "../core/request.ts";
+import {
+  type AttemptRecord,
+  type Findings,
+  isReady,
+  laneParts,
+  type RequestRecord,
+} from "../core/request.ts";
 
 const iso = (at: number): string => new Date(at).toISOString();
 const isoOrNull = (at: number | undefined): string | null => (at === undefined ? null : iso(at));
@@ -21,13 +27,28 @@ export function requestHeaders(record: RequestRecord): HeaderList {
   ];
   const called = record.attempt > 0 ? laneParts(record.lane).upstream : undefined;
   const upstream = record.upstream ?? called;
-  return upstream === undefined ? headers : [...headers, ["outlast-upstream", upstream]];
+  if (upstream !== undefined) headers.push(["outlast-upstream", upstream]);
+  // What the provider calls it may not be fit for a header.
+  const { servedModel, cachedFrom } = record;
+  if (servedModel && /^[\x21-\x7e]{1,200}$/.test(servedModel))
+    headers.push(["outlast-served-model", servedModel]);
+  if (cachedFrom !== undefined) headers.push(["outlast-cache", "hit"]);
+  return headers;
 }
+
+const findingsOf = (findings: Findings | undefined) =>
+  findings
+    ? {
+        finish_reason: findings.finishReason ?? null,
+        problems: findings.problems,
+        ...(findings.details && { details: findings.details }),
+      }
+    : null;
 
 export function presentAsync(record: RequestRecord): AsyncObject {
   return {
     id: record.id,
-    object: "chat.completion.async",
+    object: record.endpoint === "embeddings" ? "embedding.async" : "chat.completion.async",
     status: record.state as AsyncObject["status"],
     created: Math.floor(record.createdAt / 1000),
     model: record.model,
@@ -56,6 +77,8 @@ export function presentAttempt(attempt: AttemptRecord): AttemptObject {
     error_message: attempt.errorMessage ?? null,
     provider_request_id: attempt.providerRequestId ?? null,
     usage: attempt.usage === undefined ? null : JSON.parse(attempt.usage),
+    cost: attempt.cost ?? null,
+    findings: findingsOf(attempt.findings),
   };
 }
 
@@ -81,7 +104,10 @@ export function presentRequest(record: RequestRecord, waiting: Waiting | undefin
     upstream: record.upstream ?? null,
     served_model: record.servedModel ?? null,
     usage: record.usage === undefined ? null : JSON.parse(record.usage),
-    cost: null,
+    cost: record.cost ?? null,
+    findings: findingsOf(record.findings),
+    degraded: record.degraded ?? null,
+    cached_from: record.cachedFrom ?? null,
     error: error
       ? {
           message: error.message,
@@ -126,8 +152,9 @@ function joined(parts: Part[]): Uint8Array {
   return parts.length === 1 && only ? only.bytes : Buffer.concat(parts.map(({ bytes }) => bytes));
 }
 
-/** The result as JSON text, where the request completed. */
+/** The result as JSON text, where the request completed, or failed because that was not valid. */
 export function resultText(ended: Ended): string | undefined {
-  const answer = ended.record.state === "completed" ? answerOf(ended) : undefined;
+  const { state, endReason } = ended.record;
+  const answer = state === "completed" || endReason === "invalid_output" ? answerOf(ended) : undefined;
   return answer && textOf(answer.body);
 }

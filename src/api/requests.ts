@@ -111,7 +111,7 @@ export const getRequest: Handler = async (call, options) => {
 };
 
 async function presented(record: RequestRecord, include: Set<string>, { queue }: ApiOptions): Promise<Reply> {
-  const ended = record.state === "completed" ? await queue.withAnswer(record) : undefined;
+  const ended = isTerminal(record.state) ? await queue.withAnswer(record) : undefined;
   const raw: Record<string, string | undefined> = { result: ended && resultText(ended) };
   if (include.has("body")) {
     const body = await queue.body(record.id);

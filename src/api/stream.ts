@@ -4,18 +4,27 @@ import { z } from "zod";
 import { AppError, failures } from "../core/errors.ts";
 import type { FeedSource } from "../core/feed.ts";
 import type { HeaderList } from "../core/headers.ts";
+import { rawMember } from "../core/json-text.ts";
 import type { Line } from "../core/line.ts";
 import type { Ended } from "../core/ports.ts";
 import type { StreamEnd, StreamReader, StreamSink } from "../core/reader.ts";
 import { type Failure, isTerminal, type RequestRecord } from "../core/request.ts";
-import { usageChunkOf } from "../core/restream.ts";
+import { chunksOf, usageChunkOf } from "../core/restream.ts";
 import { beginning, cursorText, parseCursor, type StreamCursor } from "../core/stream-cursor.ts";
-import { type Answer, asyncReply, callersHeaders, endedReply, stillRunning } from "./answers.ts";
+import {
+  type Answer,
+  asyncReply,
+  callersHeaders,
+  endedReply,
+  insteadReply,
+  stillRunning,
+} from "./answers.ts";
 import type { ApiOptions, Call, Handler } from "./context.ts";
+import type { Degrading } from "./degrading.ts";
 import { failureOf } from "./errors.ts";
 import { EventStream } from "./event-stream.ts";
 import { restOfTurn, whenGone } from "./hang-up.ts";
-import { answerOf, pollUrl, requestHeaders, resultText } from "./present.ts";
+import { answerOf, pollUrl, requestHeaders, resultText, textOf } from "./present.ts";
 
 /** What a caller reads, and how. */
 export interface Reading {
@@ -35,6 +44,8 @@ export interface Reading {
   headers: HeaderList;
   /** How long the caller waits for the beginning before it is told to come back; undefined: as long as it takes. */
   patienceMs?: number;
+  /** What the caller gets where the request is in trouble before anything was told. */
+  degrading?: Degrading;
 }
 
 /** What becomes of a stream that was told; one of them is called, once, unless nothing was. */
@@ -100,10 +111,38 @@ class Telling implements StreamSink {
       this.fail(error);
     }
     if (this.isOver) this.reader?.close();
+    else this.reading.degrading?.watch(() => this.settle(this.degrade(undefined)));
     return answer;
   }
 
-  private settle(ending: Promise<void>): void {
+  /** Where nothing was told yet, the caller gets something else than it has waited for. False where there is nothing. */
+  private async degrade(ended: Ended | undefined): Promise<boolean> {
+    const { degrading, record, headers, usage } = this.reading;
+    if (!degrading || this.contentSent || (this.isOver && !ended)) return false;
+    const instead = await degrading.insteadOf(ended);
+    if (!instead || this.contentSent || (this.isOver && !ended)) return false;
+    const reply = insteadReply(record, instead);
+    const text = typeof reply.body === "string" ? reply.body : textOf(reply.body);
+    const chunks = chunksOf(text);
+    if (!chunks && this.stream.hasBegun) return false;
+    this.leave();
+    this.reader?.close();
+    await degrading.given(instead);
+    // What cannot be told as a stream is an answer all the same.
+    if (!chunks) {
+      this.resolve({ reply, isFinal: true });
+      return true;
+    }
+    if (!this.stream.hasBegun) this.stream.begin([...reply.headers, ...headers]);
+    const used: unknown = JSON.parse(text).usage;
+    if (usage && used) chunks.push(usageChunkOf(JSON.parse(text), JSON.stringify(used)));
+    this.hooks.onWhole();
+    this.stream.end(`${chunks.map((data) => `data: ${data}\n\n`).join("")}data: [DONE]\n\n`);
+    this.resolve();
+    return true;
+  }
+
+  private settle(ending: Promise<unknown>): void {
     ending.catch((error) => this.fail(error));
   }
 
@@ -174,6 +213,7 @@ class Telling implements StreamSink {
   private leave(): void {
     this.isOver = true;
     this.unwatch();
+    this.reading.degrading?.unwatch();
     this.cancelPatience();
     this.stream.close();
   }
@@ -183,6 +223,7 @@ class Telling implements StreamSink {
     if (this.isOver) return;
     this.leave();
     if (how.kind === "ended" && how.ended.record.state === "completed") return this.whole(how.ended);
+    if (how.kind === "ended" && (await this.degrade(how.ended))) return;
     if (!this.stream.hasBegun) {
       const answer = this.unbegun(how);
       if (answer) return this.resolve(answer);
@@ -222,11 +263,13 @@ class Telling implements StreamSink {
 
   /** The usage chunk of who wants it, where the stream was recorded without. */
   private lateUsage(ended: Ended): string {
-    const { usage } = ended.record;
-    const isRecorded = this.reading.record.terms.stream?.usage;
-    if (!this.reading.usage || isRecorded || usage === undefined) return "";
-    const text = resultText(ended);
-    return text === undefined ? "" : `data: ${usageChunkOf(JSON.parse(text), usage)}\n\n`;
+    const { cachedFrom } = ended.record;
+    const isRecorded = this.reading.record.terms.stream?.usage && cachedFrom === undefined;
+    if (!this.reading.usage || isRecorded) return "";
+    const text = resultText(ended) ?? "";
+    // What is answered without a call has used nothing; its answer says what it used when it was made.
+    const usage = cachedFrom === undefined ? ended.record.usage : rawMember(text, "usage");
+    return usage?.startsWith("{") ? `data: ${usageChunkOf(JSON.parse(text), usage)}\n\n` : "";
   }
 
   /** What the caller of a stream that has not begun gets: the same as the caller of a plain answer. */

@@ -440,7 +440,8 @@ describe("a provider's error", () => {
 
   it.each([
     ["streamed", "/v1/chat/completions", { ...hello, stream: true }],
-    ["of another endpoint", "/v1/embeddings", { model: "e", input: "x" }],
+    ["of embeddings", "/v1/embeddings", { model: "e", input: "x" }],
+    ["of another endpoint", "/v1/moderations", { model: "e", input: "x" }],
   ])("is delivered without them also where the call is %s", async (_name, path, body) => {
     const { fake, post } = await start();
     const said = JSON.stringify({ error: { message, type: "t", param: null, code: "invalid_api_key" } });

@@ -414,7 +414,7 @@ describe("calls that share a connection", () => {
   );
 
   it("do not wear out the connection, however many are pipelined", async () => {
-    const { outlast, fake, ear } = await start();
+    const { outlast, fake, ear } = await start({ upstreamToml: "min_concurrency = 256" });
     const warnings: Error[] = [];
     const note = (warning: Error) => warnings.push(warning);
     process.on("warning", note);

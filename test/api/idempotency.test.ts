@@ -383,7 +383,7 @@ describe("the scope of a key", () => {
     const { fake } = await start();
     await post();
     for (let i = 0; i < 2; i++) {
-      const response = await outlast.post("/v1/embeddings", { model: "e", input: "x" }, key);
+      const response = await outlast.post("/v1/moderations", { model: "e", input: "x" }, key);
       expect(response.headers.get("idempotent-replayed")).toBeNull();
     }
     const streamed = { model: "m", prompt: "x", stream: true };

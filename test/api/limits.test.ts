@@ -313,7 +313,8 @@ describe("when as many requests wait as may", () => {
 
 test("after everything that can happen to callers, nothing is held and nothing is counted", async () => {
   const env = { OUTLAST_MAX_BODY_SIZE: "64KB", OUTLAST_DEFAULTS_HELD_MAX_ATTEMPTS: "1" };
-  const outlast = await serve({ max_held: 40, max_body_memory: "64KB" }, { env, luck: 0 });
+  const upstreamToml = "min_concurrency = 256";
+  const outlast = await serve({ max_held: 40, max_body_memory: "64KB" }, { env, luck: 0, upstreamToml });
   const { fake } = outlast;
   const body = (size: number, more: object = {}) => ({ ...hello, ...more, user: "x".repeat(size) });
   const raw = (headers: object, text: string, leave: "reset" | "end") => async () => {

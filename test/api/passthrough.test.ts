@@ -224,23 +224,17 @@ async function listening(onCall: RequestListener) {
 describe("other endpoints", () => {
   group();
 
-  it("embeddings and responses work as with the upstream itself", async () => {
+  it("moderations and responses work as with the upstream itself", async () => {
     const { fake, client } = outlast;
-    const embedding = {
-      object: "list",
-      data: [{ object: "embedding", index: 0, embedding: [0.5, -1] }],
-      model: "e",
-      usage: {},
-    };
+    const verdict = { id: "modr-1", model: "m", results: [{ flagged: false }] };
     fake.script(
-      answer({ body: embedding }),
+      answer({ body: verdict }),
       answer({ body: { id: "resp_1", object: "response", output: [] } }),
     );
-    const found = await client().embeddings.create({ model: "e", input: "x", encoding_format: "float" });
-    expect(found).toEqual(embedding);
+    expect(await client().moderations.create({ model: "m", input: "x" })).toEqual(verdict);
     const response = await client().responses.create({ model: "gpt-test", input: "Hi" });
     expect(response).toMatchObject({ id: "resp_1", object: "response" });
-    expect(fake.seen.map(({ url }) => url)).toEqual(["/v1/embeddings", "/v1/responses"]);
+    expect(fake.seen.map(({ url }) => url)).toEqual(["/v1/moderations", "/v1/responses"]);
     expect(await recorded()).toEqual([]);
   });
 
@@ -350,7 +344,7 @@ describe("other endpoints", () => {
       toml: '[routes]\n"embed" = ["two/text-embedding-3"]',
     });
     const body = '{ "model":"embed", "input":"x" , "wait":true,"idempotency_key":"k","outlast":{"tags":[]}}';
-    expect((await post("/v1/embeddings", body)).headers.get("outlast-upstream")).toBe("two");
+    expect((await post("/v1/moderations", body)).headers.get("outlast-upstream")).toBe("two");
     expect(fakes.two!.seen[0]!.body.toString()).toBe('{ "model":"text-embedding-3", "input":"x"}');
     expect((await post("/v1/moderations", { input: "x" })).headers.get("outlast-upstream")).toBe("one");
     const named = { "outlast-options": '{"upstream":"two"}' };
@@ -363,13 +357,13 @@ describe("other endpoints", () => {
 
   it("refuse models and upstreams that nobody knows", async () => {
     const { post } = await start({ upstreamToml: 'models = ["gpt-*"]' });
-    expect(await refusalOf(await post("/v1/embeddings", { model: "embed" }))).toMatchObject({
+    expect(await refusalOf(await post("/v1/moderations", { model: "embed" }))).toMatchObject({
       status: 404,
       code: "model_not_found",
       param: "model",
     });
     const nowhere = { "outlast-options": '{"upstream":"nowhere"}' };
-    expect(await refusalOf(await post("/v1/embeddings", { model: "gpt-4" }, nowhere))).toMatchObject({
+    expect(await refusalOf(await post("/v1/moderations", { model: "gpt-4" }, nowhere))).toMatchObject({
       status: 400,
       code: "upstream_not_found",
       param: "outlast.upstream",
@@ -390,14 +384,14 @@ describe("other endpoints", () => {
   it("leave JSON that does not parse to the upstream to refuse", async () => {
     const { fake, post } = outlast;
     fake.script(fail(400, { message: "Bad JSON." }));
-    const response = await post("/v1/embeddings", '{"model":');
+    const response = await post("/v1/moderations", '{"model":');
     expect((await errorOf(response)).message).toBe("Bad JSON.");
     expect(fake.seen[0]!.body.toString()).toBe('{"model":');
   });
 
   it("leave no record", async () => {
     const { post, fetch, ear } = outlast;
-    await post("/v1/embeddings", { model: "e", input: "x", idempotency_key: "k" });
+    await post("/v1/moderations", { model: "e", input: "x", idempotency_key: "k" });
     await fetch("/v1/files");
     await post("/v1/responses", { model: "m", input: "x", wait: false });
     expect(await recorded()).toEqual([]);
@@ -502,7 +496,7 @@ describe("large bodies", () => {
 
   it("of JSON keep to the limit", async () => {
     const { fake, post } = await start({ env: { OUTLAST_MAX_BODY_SIZE: "1KB" } });
-    const response = await post("/v1/embeddings", { model: "e", input: "x".repeat(2000) });
+    const response = await post("/v1/moderations", { model: "e", input: "x".repeat(2000) });
     expect(await refusalOf(response)).toEqual({ status: 413, code: "body_too_large", param: null });
     expect(fake.seen).toHaveLength(0);
   });
@@ -521,7 +515,7 @@ describe("a path that climbs", () => {
     "/v1/models/x/%2E./..%2Ffiles",
     "/v1/models/..\\files",
     "/v1/models/..%5cfiles",
-    "/v1/embeddings/../files",
+    "/v1/moderations/../files",
     "/v1/./files",
     "/v1/../v1/files",
     "/v1/../../admin",
@@ -543,7 +537,7 @@ describe("what may pass", () => {
   });
   const body = JSON.stringify({ model: "m", input: "x" });
 
-  it("with passthrough = off: nothing but chat completions", async () => {
+  it("with passthrough = off: nothing but what is recorded", async () => {
     const { fetch, post, fake } = await start({ env: { OUTLAST_PASSTHROUGH: "off" } });
     for (const path of ["/v1/files", "/v1/chat/completions/chatcmpl-1", "/v1/responses/resp_1"]) {
       expect(await refusalOf(await fetch(path))).toEqual({
@@ -552,18 +546,18 @@ describe("what may pass", () => {
         param: null,
       });
     }
-    expect((await refusalOf(await post("/v1/embeddings", { model: "m" }))).code).toBe("passthrough_off");
+    expect((await refusalOf(await post("/v1/moderations", { model: "m" }))).code).toBe("passthrough_off");
     expect(fake.seen).toHaveLength(0);
     fake.script(stream(deltas("Hi")));
     const streamed = await post("/v1/chat/completions", { ...hello, stream: true });
     expect([streamed.status, await streamed.text()]).toEqual([200, expect.stringContaining("[DONE]")]);
     expect((await post("/v1/chat/completions", hello)).status).toBe(200);
+    expect((await post("/v1/embeddings", { model: "m", input: "x" })).status).toBe(200);
   });
 
   it("with passthrough = inference: calls that spend tokens, and no path of the account", async () => {
     const { fetch, post, fake } = await start({ env: { OUTLAST_PASSTHROUGH: "inference" } });
     for (const path of [
-      "/embeddings",
       "/responses",
       "/moderations",
       "/completions",
@@ -587,7 +581,7 @@ describe("what may pass", () => {
         param: null,
       });
     }
-    expect((await refusalOf(await fetch("/v1/embeddings", { method: "DELETE" }))).code).toBe(
+    expect((await refusalOf(await fetch("/v1/moderations", { method: "DELETE" }))).code).toBe(
       "passthrough_off",
     );
     expect(fake.seen).toHaveLength(before);
@@ -603,7 +597,7 @@ describe("what may pass", () => {
       });
       expect((await fetch(path, as("operator"))).status).toBe(200);
     }
-    expect((await fetch("/v1/embeddings", { method: "POST", body, ...as("user") })).status).toBe(200);
+    expect((await fetch("/v1/moderations", { method: "POST", body, ...as("user") })).status).toBe(200);
     expect(fake.seen).toHaveLength(4);
     expect(JSON.stringify(fake.seen.map(({ rawHeaders }) => rawHeaders))).not.toContain("key-of-");
   });

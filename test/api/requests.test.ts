@@ -66,6 +66,7 @@ const nothing = {
   upstream: null,
   served_model: null,
   usage: null,
+  findings: null,
   error: null,
 };
 const fixed = {
@@ -73,6 +74,8 @@ const fixed = {
   endpoint: "chat.completions",
   model: "gpt-test",
   cost: null,
+  cached_from: null,
+  degraded: null,
   replay_of: null,
   duplicate_possible: false,
 };
@@ -230,6 +233,7 @@ describe("the record of a request that", () => {
       upstream: "fake",
       served_model: "gpt-test-2026",
       usage: { prompt_tokens: 5, completion_tokens: 1, total_tokens: 6 },
+      findings: { finish_reason: "stop", problems: [] },
       error: null,
       waiting_for: null,
       tags: [],
