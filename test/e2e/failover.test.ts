@@ -1,6 +1,7 @@
 /** Where a request goes when its lane closes, and what a lane that was told to wait is spared. */
 
 import { afterEach, expect, test } from "vitest";
+import type { RequestObject } from "../../src/contract.ts";
 import { HandClock } from "../support/clock.ts";
 import { answer, closedPort, deltas, fail, gate, startFake, stream } from "../support/fake-upstream.ts";
 import { hello, type Outlast, type OutlastOptions, startOutlast } from "../support/outlast.ts";
@@ -93,4 +94,79 @@ test("open streams do not take the connections of recorded calls", async () => {
   held.release();
   expect((await call).status).toBe(200);
   await Promise.all(streams.map((one) => one.body?.cancel()));
+});
+
+/** Lets time pass to the instant that a request waits for, as long as that is within a second, until a call is over. */
+async function over(outlast: Outlast, clock: HandClock, call: Promise<Response>): Promise<Response> {
+  let isOver = false;
+  const settled = call.finally(() => {
+    isOver = true;
+  });
+  settled.catch(() => {});
+  while (!isOver) {
+    const list = (await (await outlast.fetch("/v1/requests?limit=5")).json()) as { data: RequestObject[] };
+    const waits = list.data.map(({ next_attempt_at: at }) =>
+      at === null ? 0 : Date.parse(at) - clock.now(),
+    );
+    clock.advance(waits.find((ms) => ms > 0 && ms <= 1000) ?? 0);
+  }
+  return settled;
+}
+
+test("three upstreams, each in the words of its provider: 429, overloaded, broken; all are answered, and the first again", async () => {
+  const clock = new HandClock();
+  const upstreams = ["openai", "anthropic", "google"];
+  const tables = '[routes]\n"m" = ["openai", "anthropic/claude", "google/models/gemini"]';
+  const outlast = await start({ clock, luck: 0, upstreams, tables });
+  const { openai, anthropic, google } = outlast.fakes;
+  const limited = {
+    message: "Rate limit reached for requests",
+    type: "requests",
+    code: "rate_limit_exceeded",
+  };
+  openai!.otherwise(answer({ status: 429, headers: { "retry-after": "20" }, body: { error: limited } }));
+  const overloaded = { type: "error", error: { type: "overloaded_error", message: "Overloaded" } };
+  anthropic!.otherwise(answer({ status: 529, body: overloaded }));
+  const unavailable = { code: 503, message: "The model is overloaded.", status: "UNAVAILABLE" };
+  google!.script(answer({ status: 503, body: [{ error: unavailable }] }));
+  google!.otherwise(answer({ text: "from google" }));
+  const ask = (n: number) => outlast.post(path, { ...m, messages: [{ role: "user", content: `${n}` }] });
+
+  const reply = await over(outlast, clock, ask(0));
+  expect([reply.status, reply.headers.get("outlast-upstream")]).toEqual([200, "google"]);
+  const id = reply.headers.get("outlast-request-id");
+  const { data } = (await (await outlast.fetch(`/v1/requests/${id}/attempts`)).json()) as { data: unknown[] };
+  expect(data.slice(0, 3)).toMatchObject([
+    {
+      upstream: "openai",
+      status: 429,
+      verdict: "throttled",
+      error_code: "rate_limit_exceeded",
+      counted: false,
+    },
+    {
+      upstream: "anthropic",
+      status: 529,
+      verdict: "throttled",
+      error_code: "overloaded_error",
+      counted: false,
+    },
+    { upstream: "google", status: 503, verdict: "transient", error_code: "503", counted: true },
+  ]);
+  expect(data.at(-1)).toMatchObject({ upstream: "google", model: "models/gemini", verdict: "success" });
+
+  const before = [openai!.seen.length, google!.seen.length];
+  for (const n of [1, 2, 3, 4, 5]) {
+    const other = await over(outlast, clock, ask(n));
+    expect(other.headers.get("outlast-upstream")).toBe("google");
+  }
+  expect([openai!.seen.length, google!.seen.length]).toEqual([before[0], before[1]! + 5]);
+
+  openai!.otherwise(answer({ text: "from openai" }));
+  clock.advance(20_000);
+  const probe = await ask(6);
+  expect(probe.headers.get("outlast-upstream")).toBe("openai");
+  expect(outlast.ear.all("gate_opened").map(({ gate }) => gate)).toContain("openai/m");
+  const restored = await Promise.all([7, 8, 9].map(ask));
+  expect(restored.map(({ headers }) => headers.get("outlast-upstream"))).toEqual(Array(3).fill("openai"));
 });
