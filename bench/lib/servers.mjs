@@ -26,6 +26,23 @@ export async function startUpstream(dir, delayMs) {
   return { ...server, url: server.found, answered };
 }
 
+/**
+ * The upstream that also fills the queue of the server behind which it stands.
+ *
+ * @param settings what it submits: `body`, `numberPlace`, `headers`, and over how many `connections`
+ * @returns `state` says what has happened; `set` tells it what to do from now on, and says the same
+ */
+export async function startFillingUpstream(dir, settings) {
+  const server = await startOwn("filling-upstream", { dir, args: [JSON.stringify(settings)] });
+  const ask = async (change) => {
+    const how = change ? { method: "PUT", body: JSON.stringify(change) } : {};
+    const state = await (await fetch(server.found, how)).json();
+    if (state.failure) throw new Error(state.failure);
+    return state;
+  };
+  return { ...server, url: server.found, state: () => ask(), set: ask };
+}
+
 /** The upstream that streams, at the pace that each call's model names (see paced.mjs). */
 export async function startPacedUpstream(dir, flags) {
   const server = await startOwn("paced-upstream", { dir, flags });
@@ -51,11 +68,12 @@ export async function startPortkey({ dir, upstream, flags = [] }, node = process
 }
 
 /**
- * Outlast as it is installed, with its defaults (`synchronous=FULL`, a line of log per request) and one upstream.
+ * Outlast as it is installed, with its defaults (`synchronous=FULL`) and one upstream.
  *
  * @param product the built main.js, and flags for Node
  * @param wait false: each call is answered with 202 and an id
  * @param workers how many calls of the upstream may run at once; the default is Outlast's own
+ * @param config the whole configuration, as TOML, where it is to be another
  */
 export async function startOutlast({
   dir: parent,
@@ -65,12 +83,11 @@ export async function startOutlast({
   name = "outlast",
   wait,
   workers,
+  config = oneUpstream(upstream, workers),
 }) {
   const dir = join(parent, name);
   mkdirSync(dir);
-  const config = ["[upstreams.bench]", `base_url = "${upstream}/v1"`, 'api_key = "bench-key-of-upstream"'];
-  if (workers !== undefined) config.push(`max_concurrency = ${workers}`);
-  writeFileSync(join(dir, "outlast.toml"), config.join("\n"));
+  writeFileSync(join(dir, "outlast.toml"), config);
   const args = [...product.flags, product.main, "serve", "--port", "0"];
   const server = await start({ name, dir, command: process.execPath, args, ready: listening });
   return {
@@ -84,6 +101,13 @@ export async function startOutlast({
     drained: wait === false ? () => drained(() => outlastIsIdle(server.found)) : undefined,
     check: () => nothingFailed(server.found),
   };
+}
+
+/** @returns the configuration of Outlast with one upstream and nothing else */
+export function oneUpstream(url, workers) {
+  const config = ["[upstreams.bench]", `base_url = "${url}/v1"`, 'api_key = "bench-key-of-upstream"'];
+  if (workers !== undefined) config.push(`max_concurrency = ${workers}`);
+  return config.join("\n");
 }
 
 const listOf = async (url, status) =>

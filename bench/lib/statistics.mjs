@@ -15,6 +15,22 @@ export function ratios(values, base) {
   return { median: median(each), min: Math.min(...each), max: Math.max(...each) };
 }
 
+/**
+ * How likely it is that two things that do not differ differ in as many rounds in the same direction, by chance
+ * (two-sided sign test; rounds with the same value count for neither).
+ */
+export function signTest(values, base) {
+  const differ = values.map((value, round) => value - base[round]).filter((difference) => difference !== 0);
+  const rarer = Math.min(...[1, -1].map((sign) => differ.filter((one) => Math.sign(one) === sign).length));
+  let ways = 1;
+  let sum = 0;
+  for (let i = 0; i <= rarer; i++) {
+    sum += ways;
+    ways = (ways * (differ.length - i)) / (i + 1);
+  }
+  return Math.min(1, (2 * sum) / 2 ** differ.length);
+}
+
 export function round(value, digits) {
   return Number(value.toFixed(digits));
 }
