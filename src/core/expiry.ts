@@ -53,13 +53,13 @@ export class Expiry {
   }
 
   /** A lane that stays closed, or full, may hold requests that cannot wait for it. Returns when to sweep next. */
-  noteHeld(lane: Lane, opening: Opening): number {
+  noteHeld(lane: Lane, opensAt: number): number {
     // A gate that may be tried again is not open yet.
-    if (this.holds(lane, opening, 0)) this.dueBy(this.world.clock.now() + lookMs);
+    if (this.holds(lane, opensAt, 0)) this.dueBy(this.world.clock.now() + lookMs);
     return this.nextAt;
   }
 
-  private holds(lane: Lane, { opensAt }: Opening, since: number): boolean {
+  private holds(lane: Lane, opensAt: number, since: number): boolean {
     return opensAt > since || (this.lanes.isBusy(lane) && this.hands.hasAlternatives(lane.upstream.name));
   }
 
@@ -107,9 +107,9 @@ export class Expiry {
   private async sweepHeld(lane: Lane): Promise<void> {
     const now = this.world.clock.now();
     const opening = this.lanes.openingOf(lane, now, lane.backlog.next(now));
-    if (lane.backlog.isEmpty || !this.holds(lane, opening, now)) return;
-    this.dueBy(now + lookMs);
     const { opensAt, heldBy } = opening;
+    if (lane.backlog.isEmpty || !this.holds(lane, opensAt, now)) return;
+    this.dueBy(now + lookMs);
     // Where limits are all that holds them, they have nowhere else to go, and nothing to fear.
     if (
       heldBy === "rate_limit" &&

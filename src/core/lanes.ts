@@ -39,11 +39,11 @@ export interface UpstreamState {
   /** The lane that was served last: the next turn is its neighbour's. */
   turn: number;
   flow: UpstreamFlow;
-  /** What it shares with the other upstreams of its limit group. */
-  shared: Shared;
+  /** What its lanes share, and behind it what it shares with the other upstreams of its limit group. */
+  shared: Shared[];
 }
 
-/** Limits that several lanes share are given to them in the order in which they were refused. */
+/** Limits that several lanes share, in one place, are given to them in the order in which they were refused. */
 interface Shared {
   /** The lane that has been refused for longest, and when its request fits. Others wait until it has. */
   owed?: { lane: string; opensAt: number; since: number };
@@ -89,6 +89,8 @@ export interface Waiting {
   until?: number;
 }
 
+/** When a call that must not overtake others is told to come back, at the earliest. */
+const comeBackMs = 1_000;
 const nothing: Amounts = { requests: 0, tokens: 0 };
 const smallest: Amounts = { requests: 1, tokens: 1 };
 /** Nobody is waited for longer than this: two windows of the limits that are shared. */
@@ -113,10 +115,8 @@ export class Lanes {
     for (const flow of this.flow.knownUpstreams()) {
       const { name } = flow;
       const { maxConcurrency, limitGroup } = flow.settings;
-      const group = [...this.upstreams.values()].find(
-        (other) => limitGroup !== undefined && other.flow.settings.limitGroup === limitGroup,
-      );
-      const shared = group?.shared ?? {};
+      const [sibling] = this.siblings(limitGroup);
+      const shared: Shared[] = limitGroup === undefined ? [{}] : [{}, sibling?.shared[1] ?? {}];
       this.upstreams.set(name, {
         ...{ name, gate: open, inFlight: 0, maxConcurrency, lanes: [], turn: 0, flow, shared },
       });
@@ -177,6 +177,12 @@ export class Lanes {
     else this.flow.tidy(key, this.steady(wallNow), this.isInUse);
   }
 
+  /** The upstreams of a limit group, in the order of the configuration. */
+  private siblings(limitGroup: string | undefined): UpstreamState[] {
+    if (limitGroup === undefined) return [];
+    return [...this.upstreams.values()].filter(({ flow }) => flow.settings.limitGroup === limitGroup);
+  }
+
   /**
    * The lanes that may be waiting for what a lane gives back, in the order of their turns: each time another one of
    * its upstream is first. Those of upstreams that share its limits come last.
@@ -187,10 +193,7 @@ export class Lanes {
     if (lanes.length === 1 && limitGroup === undefined) return lanes;
     upstream.turn = (upstream.turn + 1) % Math.max(1, lanes.length);
     const own = [...lanes.slice(upstream.turn), ...lanes.slice(0, upstream.turn)];
-    if (limitGroup === undefined) return own;
-    const others = [...this.upstreams.values()].filter(
-      (other) => other !== upstream && other.flow.settings.limitGroup === limitGroup,
-    );
+    const others = this.siblings(limitGroup).filter((other) => other !== upstream);
     return [...own, ...others.flatMap((other) => other.lanes)];
   }
 
@@ -225,30 +228,49 @@ export class Lanes {
   private fits(lane: Lane, amounts: Amounts, now: number): boolean {
     const { metering } = lane.flow;
     if (!metering.limits) return true;
-    if (this.owedToAnother(lane, now) !== undefined) return false;
-    const opensAt = metering.opensAt(amounts, now);
-    if (opensAt <= now) return true;
-    const { shared } = lane.upstream;
-    // Whom its own limits keep back need not keep others back.
-    if (metering.ownOpensAt(amounts, now) <= now)
-      shared.owed = { lane: lane.key, opensAt, since: shared.owed?.since ?? now };
+    if (this.owedToAnother(lane, now) !== undefined) {
+      // Who waits for one must not keep back another one.
+      this.forgo(lane);
+      return false;
+    }
+    const place = metering.heldAt(amounts, now);
+    if (place === undefined) return true;
+    for (const [i, shared] of lane.upstream.shared.entries()) {
+      const isMine = shared.owed?.lane === lane.key;
+      // Whom narrower limits keep back need not keep others back.
+      if (i + 1 !== place) shared.owed = isMine ? undefined : shared.owed;
+      else {
+        const since = shared.owed?.since ?? now;
+        shared.owed = { lane: lane.key, opensAt: metering.opensAt(amounts, now), since };
+      }
+    }
     return false;
   }
 
-  /** Until when a lane waits for another one to get what it was refused before; undefined where it does not. */
-  private owedToAnother({ key, upstream: { shared } }: Lane, now: number): number | undefined {
-    const { owed } = shared;
-    if (!owed || owed.lane === key) return undefined;
-    const other = this.lanes.get(owed.lane);
-    const stillWaits = other && (!other.backlog.isEmpty || other.arrivals.size > 0);
-    if (stillWaits && now - owed.since < longestOwedMs && now >= owed.since)
-      return Math.max(owed.opensAt, now + 1);
-    shared.owed = undefined;
-    return undefined;
+  /** Until when a lane waits for another one to get what it was refused before, epoch ms; undefined where it does not. */
+  owedUntil(lane: Lane, wallNow: number): number | undefined {
+    if (!lane.flow.metering.limits) return undefined;
+    const until = this.owedToAnother(lane, this.steady(wallNow));
+    return until === undefined ? undefined : this.wall(until);
   }
 
-  private forgo({ key, upstream: { shared } }: Lane): void {
-    if (shared.owed?.lane === key) shared.owed = undefined;
+  private owedToAnother({ key, upstream }: Lane, now: number): number | undefined {
+    let until: number | undefined;
+    for (const shared of upstream.shared) {
+      const { owed } = shared;
+      if (!owed || owed.lane === key) continue;
+      const other = this.lanes.get(owed.lane);
+      const stillWaits = other && (!other.backlog.isEmpty || other.arrivals.size > 0);
+      if (stillWaits && now - owed.since < longestOwedMs && now >= owed.since)
+        until = Math.max(until ?? 0, owed.opensAt, now + 1);
+      else shared.owed = undefined;
+    }
+    return until;
+  }
+
+  /** A lane need not be waited for. */
+  forgo({ key, upstream }: Lane): void {
+    for (const shared of upstream.shared) if (shared.owed?.lane === key) shared.owed = undefined;
   }
 
   private granted(
@@ -292,7 +314,9 @@ export class Lanes {
     if (!flow?.metering.limits) return undefined;
     const amounts = this.flow.amounts(flow, size);
     const opensAt = flow.metering.opensAt(amounts, now);
-    if (opensAt > now) return this.wall(opensAt);
+    // Who has waited for the same limits goes first.
+    const othersWait = this.lanes.get(key)?.backlog.next(wallNow) !== undefined;
+    if (opensAt > now || othersWait) return this.wall(Math.max(opensAt, now + comeBackMs));
     flow.metering.take(amounts, now);
     return undefined;
   }
@@ -464,11 +488,11 @@ export class Lanes {
   openingOf(lane: Lane, now: number, record?: RequestRecord): Opening {
     const at = this.steady(now);
     const opening = this.openingFor(lane.key, lane.gate, lane.upstream, lane.flow, at, record);
-    const owedUntil = lane.flow.metering.limits ? this.owedToAnother(lane, at) : undefined;
+    const owedUntil = this.owedUntil(lane, now);
     if (owedUntil === undefined) return opening;
     return {
       ...opening,
-      opensAt: Math.max(opening.opensAt, this.wall(owedUntil)),
+      opensAt: Math.max(opening.opensAt, owedUntil),
       heldBy: opening.heldBy ?? "rate_limit",
     };
   }

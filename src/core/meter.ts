@@ -113,15 +113,19 @@ export class Metering {
     return before;
   }
 
-  /** The same for the limits of the lane alone, which it shares with nobody; the first place is its own. */
-  ownOpensAt(amounts: Amounts, now: number): number {
-    let at = 0;
+  /**
+   * Which limits hold such a call now, the narrowest: 0 are those of the lane alone, 1 those that its upstream's lanes
+   * share, 2 those of the group; undefined where none do.
+   */
+  heldAt(amounts: Amounts, now: number): number | undefined {
     for (const kind of kinds) {
-      at = Math.max(at, this.places[0]?.[kind]?.opensAt(amounts[kind], now) ?? 0);
       const mirror = this.mirrorOf(kind);
-      if (mirror) at = Math.max(at, mirrorOpensAt(mirror, amounts[kind], now));
+      if (mirror && mirrorOpensAt(mirror, amounts[kind], now) > now) return 0;
     }
-    return at;
+    const holds = (place: Meter) =>
+      kinds.some((kind) => (place[kind]?.opensAt(amounts[kind], now) ?? 0) > now);
+    const at = this.places.findIndex(holds);
+    return at < 0 ? undefined : at;
   }
 
   /** Whether something is taken of the limits that are the lane's alone. */

@@ -362,13 +362,22 @@ export class Scheduler {
     const now = this.world.clock.now();
     let waiting = lanes.filter(({ backlog }) => !backlog.isEmpty);
     const tried = waiting;
-    while (waiting.length > 0) waiting = waiting.filter((lane) => this.claimNext(lane, now));
+    for (let isServed = true; isServed; ) {
+      isServed = false;
+      waiting = waiting.filter((lane) => {
+        const isNext = this.claimNext(lane, now);
+        isServed ||= isNext;
+        // Whoever only waited for another one may go when that one has gone.
+        return isNext || this.lanes.owedUntil(lane, now) !== undefined;
+      });
+    }
     for (const lane of tried) this.lookAhead(lane, now);
   }
 
   /** False where nobody who waits may go now. */
   private claimNext(lane: Lane, now: number): boolean {
     const record = lane.backlog.next(now);
+    if (!record) this.lanes.forgo(lane);
     const slot = record && this.lanes.slot(lane, record, now);
     if (!slot) return false;
     lane.backlog.take(record, slot.taken.amounts.tokens);
@@ -381,11 +390,16 @@ export class Scheduler {
     for (const group of lane.backlog.startLoading(this.claiming)) void this.load(lane, group);
     const dueAt = lane.backlog.nextDueAt();
     if (dueAt === undefined) return;
-    const head = dueAt <= now ? lane.backlog.next(now) : undefined;
-    const opening = this.lanes.openingOf(lane, now, head);
-    this.expiry.noteHeld(lane, opening);
+    // Who waits for another one looks again when that one may go: to work out more would be work for all who wait.
+    const opensAt = this.lanes.owedUntil(lane, now) ?? this.headOpensAt(lane, dueAt, now);
+    this.expiry.noteHeld(lane, opensAt);
     this.wakeBy(this.nextSweepAt);
-    if (!this.lanes.isBusy(lane)) this.wakeBy(Math.max(dueAt, opening.opensAt));
+    if (!this.lanes.isBusy(lane)) this.wakeBy(Math.max(dueAt, opensAt));
+  }
+
+  private headOpensAt(lane: Lane, dueAt: number, now: number): number {
+    const head = dueAt <= now ? lane.backlog.next(now) : undefined;
+    return this.lanes.openingOf(lane, now, head).opensAt;
   }
 
   private async load(lane: Lane, group: Omit<ReadyGroup, "count">): Promise<void> {

@@ -1,11 +1,12 @@
 /** What callers get where their request is in trouble, if they asked for that (`on_failure`). */
 
 import type OpenAI from "openai";
-import { describe, expect, it } from "vitest";
+import { describe, expect, it, onTestFinished, vi } from "vitest";
+import { Substitutes } from "../../src/core/substitutes.ts";
 import { HandClock } from "../support/clock.ts";
-import { answer, deltas, fail, gate, hang, stream } from "../support/fake-upstream.ts";
+import { answer, deltas, fail, gate, hang, type Step, stream } from "../support/fake-upstream.ts";
 import { hello, type Outlast, type OutlastOptions, quick } from "../support/outlast.ts";
-import { errorOf, serveTest, strictAsync, strictRequest } from "./wire.ts";
+import { errorOf, serveTest, strictAsync, strictRequest, WatchedClock } from "./wire.ts";
 
 const path = "/v1/chat/completions";
 let outlast: Outlast;
@@ -31,6 +32,9 @@ const textOf = (events: string): string =>
 async function recordOf(id: string) {
   return strictRequest.parse(await (await outlast.fetch(`/v1/requests/${id}`)).json());
 }
+/** For how many requests somebody is to be told of trouble. */
+const watchersOf = (substitutes: unknown) =>
+  (substitutes as { troubled: Map<string, unknown> }).troubled.size;
 const ended = (id: string) => outlast.ear.event("ended", (told) => told.id === id);
 
 describe("an attempt that times out and is tried again", () => {
@@ -144,6 +148,75 @@ describe("an attempt that times out and is tried again", () => {
     clock.advance(1000);
     expect(textOf(await response.text())).toBe("good");
     expect(await recordOf(idOf(response))).toMatchObject({ status: "completed", degraded: null });
+  });
+
+  it("leaves no stream without an end that has begun, where the fixed answer cannot be told as one", async () => {
+    const clock = new WatchedClock();
+    const { fake, ear } = await start({ clock, env: { OUTLAST_TIMEOUTS_FIRST_TOKEN: "60s" } });
+    fake.otherwise(hang());
+    const call = ask({ answer: { choices: [{ text: "no message" }] } }, { stream: true });
+    await fake.calls(1);
+    clock.advance(20_000);
+    const response = await call;
+    expect(degraded(response)).toEqual([200, null]);
+    clock.advance(40_000);
+    await ear.event("attempt_ended");
+    clock.advance(1000);
+    await fake.calls(2);
+    await clock.armed(60_000, 2);
+    clock.advance(60_000);
+    expect(await response.text()).toContain('"code":"upstream_timeout"');
+  });
+
+  it("gives one that has not begun the fixed answer as it is, where it cannot be told as a stream", async () => {
+    const { fake } = await start({ env: impatient });
+    const second = gate();
+    fake.script(hang(), second.step);
+    const response = await ask({ answer: { choices: [{ text: "no message" }] } }, { stream: true });
+    expect(degraded(response)).toEqual([200, "fixed"]);
+    expect(await response.json()).toMatchObject({ choices: [{ text: "no message" }] });
+    second.release();
+    await ended(idOf(response));
+  });
+
+  describe("watches its caller's request", () => {
+    it.each<[string, object, Step]>([
+      ["a stream that comes to its end", { stream: true }, stream(deltas("good"))],
+      ["a plain answer", {}, answer()],
+      ["a stream that fails", { stream: true }, fail(400)],
+      ["a stream that breaks off", { stream: true }, stream(deltas("good").slice(0, 2), { done: false })],
+      ["a stream in trouble", { stream: true }, hang()],
+      ["a stream for who waits a while", { stream: true, wait: 60 }, stream(deltas("good"))],
+    ])("no longer than it lasts: %s", async (_, how, step) => {
+      const watched = vi.spyOn(Substitutes.prototype, "onTrouble");
+      onTestFinished(() => watched.mockRestore());
+      const { fake } = await start({ env: impatient });
+      fake.otherwise(step);
+      const response = await ask({ answer: "Sorry." }, how);
+      await response.text().catch(() => {});
+      await ended(idOf(response));
+      expect(watched).toHaveBeenCalledTimes(1);
+      expect(watchersOf(watched.mock.contexts[0]!)).toBe(0);
+    });
+
+    it("no longer than the caller of a stream is there", async () => {
+      const watched = vi.spyOn(Substitutes.prototype, "onTrouble");
+      onTestFinished(() => watched.mockRestore());
+      const { fake, ear, url } = await start();
+      const held = gate();
+      fake.otherwise(held.step);
+      const aborting = new AbortController();
+      const body = JSON.stringify({ ...hello, stream: true, outlast: { on_failure: { answer: "Sorry." } } });
+      const headers = { "content-type": "application/json" };
+      const call = fetch(url + path, { method: "POST", headers, body, signal: aborting.signal });
+      await fake.calls(1);
+      expect(watchersOf(watched.mock.contexts[0]!)).toBe(1);
+      aborting.abort();
+      await expect(call).rejects.toThrow();
+      held.release(stream(deltas("good")));
+      await ear.event("ended");
+      expect(watchersOf(watched.mock.contexts[0]!)).toBe(0);
+    });
   });
 
   it("does nothing for who has asked for nothing, or does not wait", async () => {

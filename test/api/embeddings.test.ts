@@ -5,6 +5,7 @@ import { describe, expect, it } from "vitest";
 import { HandClock } from "../support/clock.ts";
 import { answer, fail, gate, type Seen, type Step } from "../support/fake-upstream.ts";
 import { type Outlast, type OutlastOptions, quick } from "../support/outlast.ts";
+import { laneOf } from "../support/steady-time.ts";
 import { refusalOf, serveGroup, serveTest, strictAsync, strictRequest } from "./wire.ts";
 
 const path = "/v1/embeddings";
@@ -178,6 +179,19 @@ describe("with a cache", () => {
     expect(record).toMatchObject({ usage: { prompt_tokens: 1 }, cached_from: null, attempts: 1 });
     expect(record.body).toEqual({ model: "e", input: ["a", "dddd", "ccc"] });
     expect(record.result).toMatchObject({ data: [{ index: 0 }, { index: 1 }, { index: 2 }] });
+  });
+
+  it("does not take what a part of the input was billed at for what all of it is", async () => {
+    await start({ upstreamToml: "tokens_per_minute = 1000000" });
+    const known = ["a".repeat(2000), "b".repeat(2000)];
+    await told(await ask(known));
+    const { estimate } = await laneOf(outlast, "e");
+    expect(estimate?.samples).toBe(1);
+    for (const more of ["c", "d", "e"]) await told(await ask([...known, more]));
+    expect((await laneOf(outlast, "e")).estimate).toEqual(estimate);
+    await told(await ask(["f", "g"]));
+    expect((await laneOf(outlast, "e")).estimate?.samples).toBe(2);
+    expect(sent().map((input) => (input as string[]).length)).toEqual([2, 1, 1, 1, 2]);
   });
 
   it("asks for nothing where all are known, alone or together, whatever they came with", async () => {

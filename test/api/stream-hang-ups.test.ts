@@ -349,7 +349,8 @@ describe("a caller who takes the request along", () => {
   const body = { ...streamed, ...cancels };
 
   it.each(ways)("(%s) after content: the upstream call ends at once", async (going) => {
-    const { outlast, fake, clock } = await start();
+    const tables = '[prices."gpt-test"]\ninput = 1000000\noutput = 2000000';
+    const { outlast, fake, clock } = await start({ tables });
     const { peer, id } = await underWay(outlast, ["12345678", "90"], body);
     await peer[going]();
     await Promise.all([cancelled(outlast, id), fake.idle()]);
@@ -363,6 +364,7 @@ describe("a caller who takes the request along", () => {
       total_tokens: prompt_tokens + 3,
       estimated: true,
     });
+    expect(record.cost).toBe(prompt_tokens + 6);
     const partial = await SseCaller.of(outlast.fetch(`/v1/requests/${id}/stream`));
     await partial.until(({ error }) => error !== undefined);
     await clock.armed(250);

@@ -823,6 +823,54 @@ export function storeConformance(name: string, open: () => Promise<Opened>): voi
       });
     });
 
+    describe("a wall clock that is set", () => {
+      eachOpens(open, (one) => use(one ?? shared));
+      const before = start + 100_000;
+
+      test.each([3_600_000, -3_600_000])("by %i ms takes along what was to be in a while", async (byMs) => {
+        const whole = { deadlineAt: start + 1e9 };
+        const due = await accept(aRequest({ ...whole, dueAt: before }));
+        const scheduled = await accept(aRequest({ ...whole, dueAt: before + 1 }));
+        const retrying = await accepted(aRequest(whole), starts(owner), retries({}, 500_000));
+        const processing = await accepted(aRequest({ ...whole, dueAt: before + 1 }), starts(owner));
+        expect(retrying.dueAt).toBeGreaterThan(before);
+        await commit({ kind: "clock_set", byMs, before });
+        const moved = async ({ id, deadlineAt, dueAt }: RequestRecord) => {
+          const now = (await store.get(id))!;
+          return { deadline: now.deadlineAt - deadlineAt, due: now.dueAt - dueAt };
+        };
+        expect(await moved(due)).toEqual({ deadline: byMs, due: byMs });
+        expect(await moved(scheduled)).toEqual({ deadline: byMs, due: 0 });
+        expect(await moved(retrying)).toEqual({ deadline: byMs, due: byMs });
+        expect(await moved(processing)).toEqual({ deadline: byMs, due: 0 });
+      });
+
+      test("leaves what is over as it was, and the times at which things happened", async () => {
+        const over = [
+          await accepted(aRequest(), starts(owner), completes()),
+          await accepted(aRequest(), starts(owner), fails()),
+          await accepted(aRequest(), isCancelled()),
+        ];
+        const live = await accepted(aRequest(), starts(owner), retries());
+        const attempts = await store.attempts(live.id);
+        await commit({ kind: "clock_set", byMs: 3_600_000, before });
+        for (const record of over) expect(await store.get(record.id)).toEqual(record);
+        expect(await store.get(live.id)).toEqual({
+          ...live,
+          deadlineAt: live.deadlineAt + 3_600_000,
+          dueAt: live.dueAt + 3_600_000,
+        });
+        expect(await store.attempts(live.id)).toEqual(attempts);
+      });
+
+      test("is followed by changes of those that were under way", async () => {
+        const live = await accepted(aRequest(), starts(owner));
+        await commit({ kind: "clock_set", byMs: -3_600_000, before });
+        const done = await take(live, completes());
+        expect(await store.get(live.id)).toMatchObject({ state: "completed", endedAt: done.endedAt });
+      });
+    });
+
     describe("interrupted requests", () => {
       eachOpens(open, (one) => use(one ?? shared));
       test("are those that an earlier start of this node left processing", async () => {

@@ -184,6 +184,24 @@ export function orphanConformance(open: () => Promise<Opened>): void {
       expect(await call({ ...anything, orphanedAfter: start - 1 })).toEqual(adopted(record));
     });
 
+    test("is as old as before when the wall clock is set", async () => {
+      const record = await processing();
+      await orphan(record, start);
+      const there = await processing();
+      await commit({ kind: "clock_set", byMs: minuteMs, before: start });
+      const moved = async ({ id, deadlineAt }: RequestRecord) => {
+        const now = (await opened.store.get(id))!;
+        expect(now.deadlineAt).toBe(deadlineAt + minuteMs);
+        return now;
+      };
+      expect(await call({ ...anything, orphanedAfter: start + minuteMs })).toEqual(applied);
+      expect(await call({ ...anything, orphanedAfter: start + minuteMs - 1 })).toEqual(
+        adopted(await moved(record)),
+      );
+      await moved(there);
+      expect(await call()).toEqual(applied);
+    });
+
     test("becomes one again when its adopter is lost, as young as that", async () => {
       const record = await processing();
       await orphan(record, start);
