@@ -122,6 +122,7 @@ export class Callers {
   private readonly name: string;
   private leaving = false;
   private crowd: Promise<void>[] = [];
+  private readonly calling = new Set<string>();
 
   constructor(name: string, luck: () => number) {
     this.name = name;
@@ -131,13 +132,28 @@ export class Callers {
   /** So many callers call, one call after the other each, until `leave`. */
   come({ bare, sdk, streamed }: { bare: number; sdk: number; streamed: number }): void {
     const repeat = async (call: () => Promise<void>) => {
-      while (!this.leaving) await call();
+      while (!this.leaving) {
+        // Every call begins with its wish.
+        const nonce = this.nextNonce;
+        this.calling.add(nonce);
+        await call();
+        this.calling.delete(nonce);
+      }
     };
     this.crowd = [
       ...Array.from({ length: bare }, () => repeat(() => this.callBare(pick(bareKinds, this.luck)))),
       ...Array.from({ length: sdk }, () => repeat(() => this.callSdk(pick(sdkKinds, this.luck)))),
       ...Array.from({ length: streamed }, () => repeat(() => this.callStream(pick(streamKinds, this.luck)))),
     ];
+  }
+
+  /** The nonces of those who wait for a reply. */
+  get unserved(): string[] {
+    return [...this.calling];
+  }
+
+  private get nextNonce(): string {
+    return `${this.name}-${this.wishes.size}`;
   }
 
   /** Resolves when everybody has had the last reply that they wait for. */
@@ -173,7 +189,7 @@ export class Callers {
 
   /** A new wish, and the body of the call that asks for it. */
   private wish(kind: Bare | Sdk | Streamed): { wish: Wish; body: object } {
-    const nonce = `${this.name}-${this.wishes.size}`;
+    const nonce = this.nextNonce;
     const key = kind.endsWith("keyed") ? `key-${nonce}` : undefined;
     const onUnknown = this.luck() < 0.2 ? "fail" : "retry";
     const wish: Wish = { nonce, key, onUnknown };

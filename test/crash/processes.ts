@@ -60,6 +60,9 @@ const quick = {
   OUTLAST_RETRY_BACKOFF_MAX: "50ms",
   OUTLAST_RETRY_LANE_BACKOFF_BASE: "5ms",
   OUTLAST_RETRY_LANE_BACKOFF_MAX: "50ms",
+  OUTLAST_RETRY_BUDGET_PER_SECOND: "100",
+  OUTLAST_BREAKER_COOLDOWN: "10ms",
+  OUTLAST_BREAKER_COOLDOWN_MAX: "40ms",
 };
 
 /** Starts the server on a directory. Does not wait for it. */

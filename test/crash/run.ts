@@ -135,7 +135,9 @@ class Run {
     const until = performance.now() + withinMs;
     const served = this.callers.leave().then(() => true);
     if (!(await Promise.race([served, after(withinMs, false, { ref: false })])))
-      this.troubles.push(`after ${withinMs} ms there are callers without their last reply`);
+      this.troubles.push(
+        `after ${withinMs} ms there are callers without their last reply: ${this.callers.unserved.join(", ")}`,
+      );
     if (!(await drained(url, until))) {
       this.troubles.push(`after ${withinMs} ms there are requests that have not ended`);
       return;
