@@ -34,8 +34,6 @@ export interface Taken {
 
 /** The newest calls that turned out to use something else than they were reckoned at. */
 const settledKept = 256;
-/** What is sent so long after it was taken, because the disk is slow, would else be forgotten too soon. */
-const lateMs = 100;
 /** How finely, and how far back, it is known what had been granted. */
 const historyStepMs = 50;
 const historyKept = 128;
@@ -148,7 +146,7 @@ export class Metering {
    * place, nothing is taken, and the instant (epoch ms) is told from which it can be; else `now`.
    */
   move(call: Taken, now: number): number {
-    if (now - call.at < lateMs) return now;
+    if (now <= call.at || !this.places.some(({ requests, tokens }) => requests || tokens)) return now;
     for (const kind of kinds)
       for (const place of this.places) place[kind]?.settle(call.at, call.amounts[kind], 0);
     call.at = 0;

@@ -15,8 +15,6 @@ import type { LedgerEntry } from "./upstream.ts";
 import type { Sim } from "./world.ts";
 
 const minuteMs = 60_000;
-/** Limits count a call from its grant on, if it is sent no later than this. */
-const sentMs = 100;
 /** The simulated store has written what it was given after this long, if the disk was not full. */
 const writtenMs = 100;
 
@@ -57,8 +55,7 @@ function placesOf({ upstreams, limitGroups }: Limits): Place[] {
 }
 
 /**
- * In no window of 60 s, but for the time that it takes to send a call, did an upstream see more requests than were
- * configured; nor more tokens, as they were in truth, where callers set a limit to answers. One call that is larger
+ * In no window of 60 s did an upstream see more requests than were configured; nor more tokens, as they were in truth, where callers set a limit to answers. One call that is larger
  * than a limit may go alone.
  */
 export function checkLimits(sim: Sim, limits: Limits): void {
@@ -74,7 +71,7 @@ export function checkLimits(sim: Sim, limits: Limits): void {
     let tokens = 0;
     for (const [last, call] of calls.entries()) {
       tokens += tokensOf(call);
-      while (calls[first]!.at <= call.at - minuteMs + sentMs) tokens -= tokensOf(calls[first++]!);
+      while (calls[first]!.at <= call.at - minuteMs) tokens -= tokensOf(calls[first++]!);
       const count = last - first + 1;
       const at = `at ${call.at}, ${call.at - calls[first]!.at} ms`;
       if (count > requestsPerMinute)
