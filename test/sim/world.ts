@@ -89,7 +89,7 @@ export const usual: Omit<QueueSettings, "owner" | "upstreams"> = {
   attemptMs: 120_000,
   adoptWindowMs: 600_000,
   failureEchoMs: 10_000,
-  limits: { maxQueued: 100_000, maxHeld: 10_000, maxBodyMemoryBytes: 2 ** 28 },
+  limits: { maxQueued: 1_000_000, maxHeld: 10_000, maxBodyMemoryBytes: 2 ** 28 },
 };
 
 export class Sim {
