@@ -33,7 +33,7 @@ function add(size: CallSize, prompt: unknown): void {
   while (left.length > 0) {
     const value = left.pop();
     if (typeof value === "string") {
-      if (/^data:|^[\w+/]{4096}/.test(value)) size.mediaTokens += tokensPerMedium;
+      if (isMedium(value)) size.mediaTokens += tokensPerMedium;
       else size.textBytes += Buffer.byteLength(value);
     } else if (Array.isArray(value)) {
       // An input of token ids: a token is four bytes of text, as anywhere before anything is learned.
@@ -91,3 +91,7 @@ function usable(
     param,
   });
 }
+
+/** A data URL, or what is base64 as far as one can see. */
+const isMedium = (text: string): boolean =>
+  text.startsWith("data:") || (text.length >= 4096 && /^[\w+/]{4096}/.test(text));

@@ -49,6 +49,8 @@ export interface Dispatch {
   lanes: Lanes;
   feeds: Feeds;
   openingsFor(record: RequestRecord): Opening[];
+  /** Whether requests of an upstream may have other targets. */
+  hasAlternatives(upstream: string): boolean;
   /** A stream has said something. */
   heard(slot: Slot): void;
   /** Looks whether somebody has set the wall clock. */
@@ -272,7 +274,7 @@ export class Attempts {
    * that never answers must not take all of it. A share in which many an answer would not come is none.
    */
   private shareMs(record: RequestRecord, leftMs: number): number {
-    if (!record.terms.held) return leftMs;
+    if (!record.terms.held || !this.dispatch.hasAlternatives(laneParts(record.lane).upstream)) return leftMs;
     const targets = this.dispatch.openingsFor(record);
     const own = targets.findIndex(({ lane }) => lane === record.lane);
     const now = this.world.clock.now();

@@ -92,6 +92,7 @@ export interface Waiting {
 /** When a call that must not overtake others is told to come back, at the earliest. */
 const comeBackMs = 1_000;
 const nothing: Amounts = { requests: 0, tokens: 0 };
+const unreckoned: Amounts = { requests: 1, tokens: 0 };
 const smallest: Amounts = { requests: 1, tokens: 1 };
 /** Nobody is waited for longer than this: two windows of the limits that are shared. */
 const longestOwedMs = 120_000;
@@ -201,7 +202,9 @@ export class Lanes {
   slot(lane: Lane, record: RequestRecord, wallNow: number): Slot | undefined {
     const now = this.steady(wallNow);
     const admitted = this.admitted(lane, now);
-    const amounts = this.flow.amounts(lane.flow, record.terms.size);
+    // Where nothing is limited, what a call asks for need not be worked out.
+    const { flow } = lane;
+    const amounts = flow.metering.limits ? this.flow.amounts(flow, record.terms.size) : unreckoned;
     if (!admitted || !this.fits(lane, amounts, now)) {
       // Who could not go anyhow is not waited for.
       if (!admitted) this.forgo(lane);
@@ -326,6 +329,11 @@ export class Lanes {
     return upstream.inFlight >= upstream.maxConcurrency || inFlight >= Math.floor(flow.concurrency.limit);
   }
 
+  /** The tokens that a request is reckoned at. */
+  tokensOf(lane: Lane, { terms: { size } }: RequestRecord): number {
+    return this.flow.amounts(lane.flow, size).tokens;
+  }
+
   /** Whether nothing but capacity is wanting: a slot comes as soon as a call ends. */
   isOnlyBusy(lane: Lane, now: number): boolean {
     return this.isBusy(lane) && this.openingOf(lane, now).opensAt <= now;
@@ -345,7 +353,7 @@ export class Lanes {
   /** Gives back a slot whose call was never made. */
   abandon(slot: Slot, wallNow: number): void {
     const now = this.steady(wallNow);
-    slot.lane.flow.metering.settle(slot.taken, nothing, now);
+    if (slot.taken.amounts !== unreckoned) slot.lane.flow.metering.settle(slot.taken, nothing, now);
     this.forgetProbe(slot, wallNow);
     this.free(slot);
   }
@@ -642,7 +650,7 @@ export class Lanes {
     const wasDone = verdict === "ambiguous" || (status >= 200 && status < 300);
     const used = usage?.total ?? (wasDone ? slot.taken.amounts.tokens : 0);
     const actual = verdict === "not_sent" ? nothing : { requests: 1, tokens: used };
-    flow.metering.settle(slot.taken, actual, now);
+    if (slot.taken.amounts !== unreckoned) flow.metering.settle(slot.taken, actual, now);
     if (limits) flow.metering.read(limits, slot.taken);
     if (usage && verdict === "success" && isWhole)
       flow.calibration = calibrated(flow.calibration, slot.size, usage);

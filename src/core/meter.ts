@@ -41,6 +41,7 @@ const historyKept = 128;
 /** All that limits one lane. */
 export class Metering {
   private readonly places: Meter[];
+  private readonly hasPaces: boolean;
   /** As calls were reckoned at when they were let through. */
   private readonly granted: Amounts = { requests: 0, tokens: 0 };
   private readonly settled: { mark: Amounts; more: Amounts }[] = [];
@@ -52,16 +53,13 @@ export class Metering {
 
   constructor(places: Meter[]) {
     this.places = places;
+    this.hasPaces = places.some(({ requests, tokens }) => requests !== undefined || tokens !== undefined);
   }
 
   /** Whether anything limits the lane, so that it matters what calls ask for. */
   get limits(): boolean {
-    const { mirrors, places } = this;
-    return (
-      mirrors.requests !== undefined ||
-      mirrors.tokens !== undefined ||
-      places.some(({ requests, tokens }) => requests !== undefined || tokens !== undefined)
-    );
+    const { mirrors } = this;
+    return this.hasPaces || mirrors.requests !== undefined || mirrors.tokens !== undefined;
   }
 
   /** From when on a call of this size may be sent, in epoch ms; `now` or earlier if it may already. */
@@ -146,7 +144,7 @@ export class Metering {
    * place, nothing is taken, and the instant (epoch ms) is told from which it can be; else `now`.
    */
   move(call: Taken, now: number): number {
-    if (now <= call.at || !this.places.some(({ requests, tokens }) => requests || tokens)) return now;
+    if (now <= call.at || !this.hasPaces) return now;
     for (const kind of kinds)
       for (const place of this.places) place[kind]?.settle(call.at, call.amounts[kind], 0);
     call.at = 0;

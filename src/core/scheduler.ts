@@ -380,7 +380,7 @@ export class Scheduler {
     if (!record) this.lanes.forgo(lane);
     const slot = record && this.lanes.slot(lane, record, now);
     if (!slot) return false;
-    lane.backlog.take(record, slot.taken.amounts.tokens);
+    lane.backlog.take(record, this.lanes.tokensOf(lane, record));
     void this.claim(record, slot);
     return true;
   }

@@ -539,7 +539,14 @@ test("an answer that waits for room on a full disk does not hold up a stop", asy
   const record = { ...stage.record, deadlineAt: stage.clock.now() + hourMs };
   const now = stage.clock.now();
   const slot = lanes.slot(lanes.get(record.lane, now)!, record, now)!;
-  const dispatch = { lanes, feeds: new Feeds(world), openingsFor: () => [], heard() {}, checkClock() {} };
+  const dispatch = {
+    lanes,
+    feeds: new Feeds(world),
+    openingsFor: () => [],
+    hasAlternatives: () => false,
+    heard() {},
+    checkClock() {},
+  };
   const attempts = new Attempts(world, settings, dispatch, { isConnected: () => true, onTrouble() {} });
   let isOver = false;
   const content = { head: { method: "POST", path: "/", headers: [] }, body: new Uint8Array(2) };
