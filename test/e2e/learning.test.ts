@@ -71,7 +71,7 @@ describe("an upstream that tells what is left of its limits", () => {
     await submitMany(outlast, 300);
     await settled(outlast);
     const atFirst = provider.seen.refused.length;
-    expect(atFirst).toBeLessThanOrEqual(100);
+    expect(atFirst).toBeLessThanOrEqual(32);
     await passTime(outlast, clock, 8 * minute, allEnded(outlast, 300));
     expect(provider.seen.served).toHaveLength(300);
     expect(provider.seen.refused).toHaveLength(atFirst);
