@@ -3,7 +3,8 @@
 import { failures, faultText, StorageError } from "./errors.ts";
 import type { Feed, Feeds } from "./feed.ts";
 import { Intake } from "./intake.ts";
-import type { Lanes, Slot } from "./lanes.ts";
+import type { Slot } from "./lane.ts";
+import type { Lanes } from "./lanes.ts";
 import type {
   Abort,
   ChangeSet,
@@ -26,11 +27,11 @@ import {
   transition,
 } from "./request.ts";
 import { type Backoff, classify, decide, decideInterrupted, type Reading } from "./retry.ts";
-import type { Opening, RouteTable } from "./routing.ts";
+import type { Opening } from "./routing.ts";
+import { estimatedUsage, type Usage, usageOf } from "./token-estimate.ts";
 import { Recall, type VectorPlan } from "./vectors.ts";
 
 export interface AttemptSettings {
-  table: RouteTable;
   /** While a caller is connected, and otherwise. */
   heldBackoff: Backoff;
   backoff: Backoff;
@@ -332,7 +333,8 @@ export class Attempts {
   private async settle(run: Run, outcome: Outcome, now: number): Promise<RequestRecord | undefined> {
     const { record, slot } = run;
     const stoppedByUs = outcome.kind === "aborted" && (run.stopped === "ended" || run.stopped === "shutdown");
-    const reading = this.priced(classify(outcome, record.lane, now), record);
+    const reading = classify(outcome, record.lane, now);
+    if (reading.used) reading.result.cost = this.costOf(record, reading.used);
     // A call that we stopped tells nothing about its upstream; its probe, if it was one, is free again.
     if (stoppedByUs) this.lanes.forgetProbe(slot, now);
     else {
@@ -341,7 +343,7 @@ export class Attempts {
     }
     if (run.stopped === "ended") return undefined;
     const end = this.endOf(record, reading, now, stoppedByUs);
-    const streamed = run.stream && (await this.streamed(run.stream, record.lane, end));
+    const streamed = run.stream && (await this.streamed(run.stream, record, end));
     const moved = transition(run.stream ? { ...record, forks: run.stream.feed.forks } : record, end);
     if (!moved) return undefined;
     const ends = isTerminal(moved.record.state);
@@ -364,13 +366,9 @@ export class Attempts {
     return ends ? undefined : moved.record;
   }
 
-  private priced(reading: Reading, { lane }: RequestRecord): Reading {
-    const { usage } = reading.result;
-    const { prices } = this.settings;
-    if (usage === undefined) return reading;
+  private costOf({ lane }: RequestRecord, used: Usage): number | undefined {
     const { upstream, model } = laneParts(lane);
-    reading.result.cost = costOf(prices, upstream, model, usage);
-    return reading;
+    return costOf(this.settings.prices, upstream, model, used);
   }
 
   private vectorsOf({ recall }: Run, { record }: Transition, now: number): Vector[] | undefined {
@@ -378,15 +376,18 @@ export class Attempts {
   }
 
   /** What is left of a stream to be written with the end of its attempt, whose result learns what it used. */
-  private async streamed({ feed, intake, contentAt, promptBytes }: Streaming, lane: string, end: AttemptEnd) {
+  private async streamed(
+    { feed, intake, contentAt, promptBytes }: Streaming,
+    record: RequestRecord,
+    end: AttemptEnd,
+  ) {
     const { type, result, step } = end;
     // Callers of one that goes on after a restart are told so instead.
     intake.end(result.verdict === "success", type === "ended" && step.kind === "retry");
     result.firstByteAt ??= contentAt;
     if (intake.chars > 0 && result.usage === undefined) {
       result.usage = estimatedUsage(promptBytes, intake.chars);
-      const { upstream, model } = laneParts(lane);
-      result.cost = costOf(this.settings.prices, upstream, model, result.usage);
+      result.cost = this.costOf(record, usageOf(result.usage));
     }
     return feed.rest();
   }
@@ -402,8 +403,7 @@ export class Attempts {
     const { feed, intake, promptBytes } = stream;
     const rest = await feed.rest();
     const usage = estimatedUsage(promptBytes, intake.chars);
-    const { upstream, model } = laneParts(run.record.lane);
-    const cost = costOf(this.settings.prices, upstream, model, usage);
+    const cost = this.costOf(run.record, usageOf(usage));
     return { ...rest, soFar: { forks: feed.forks, usage, cost } };
   }
 
@@ -415,7 +415,9 @@ export class Attempts {
 
   private decide(record: RequestRecord, reading: Reading, now: number): Step {
     const { heldBackoff, backoff, unreachableAfterMs } = this.settings;
-    const targets = reading.verdict === "success" ? [] : this.dispatch.openingsFor(record);
+    // What follows a success is plain: nobody else need be looked at.
+    if (reading.verdict === "success") return { kind: "complete" };
+    const targets = this.dispatch.openingsFor(record);
     return decide(record, reading, {
       now,
       luck: this.world.random.next(),
@@ -530,15 +532,4 @@ function answerParts({ status, headers, body }: Extract<Outcome, { kind: "respon
     { kind: "answer_head", seq: 0, bytes: head },
     { kind: "answer", seq: 0, bytes: body },
   ];
-}
-
-/**
- * What an upstream is paid for that did not come to its account of it. Four characters make a token, roughly, in
- * English text; JSON around the prompt counts as prompt.
- */
-function estimatedUsage(promptBytes: number, chars: number): string {
-  const prompt_tokens = Math.ceil(promptBytes / 4);
-  const completion_tokens = Math.ceil(chars / 4);
-  const total_tokens = prompt_tokens + completion_tokens;
-  return JSON.stringify({ prompt_tokens, completion_tokens, total_tokens, estimated: true });
 }

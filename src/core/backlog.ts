@@ -115,11 +115,6 @@ export class Backlog {
     return next;
   }
 
-  /** The ids of those that are held in memory. */
-  known(): string[] {
-    return [...this.groups.values()].flatMap(({ heads }) => heads.map(({ id }) => id));
-  }
-
   /** How many of those who wait have their turn before this one, if all cost the same and nobody comes; roughly. */
   ahead(record: RequestRecord): number {
     const own = this.groups.get(keyOf(record));

@@ -1,7 +1,8 @@
 /** Ends what waits in vain: requests past their deadline, and those whose lane opens too late for them. */
 
 import { failures } from "./errors.ts";
-import type { Lane, Lanes } from "./lanes.ts";
+import type { Lane } from "./lane.ts";
+import type { Lanes } from "./lanes.ts";
 import type { World } from "./ports.ts";
 import type { Failure, Reason, RequestRecord } from "./request.ts";
 import { nextTarget, type Opening } from "./routing.ts";
@@ -46,17 +47,15 @@ export class Expiry {
     return this.sweeping ? never : this.dueAt;
   }
 
-  /** A request has come to wait. Returns when to sweep next. */
-  noteDeadline({ deadlineAt }: RequestRecord): number {
+  /** A request has come to wait. */
+  noteDeadline({ deadlineAt }: RequestRecord): void {
     this.dueBy(deadlineAt);
-    return this.nextAt;
   }
 
-  /** A lane that stays closed, or full, may hold requests that cannot wait for it. Returns when to sweep next. */
-  noteHeld(lane: Lane, opensAt: number): number {
+  /** A lane that stays closed, or full, may hold requests that cannot wait for it. */
+  noteHeld(lane: Lane, opensAt: number): void {
     // A gate that may be tried again is not open yet.
     if (this.holds(lane, opensAt, 0)) this.dueBy(this.world.clock.now() + lookMs);
-    return this.nextAt;
   }
 
   private holds(lane: Lane, opensAt: number, since: number): boolean {

@@ -10,7 +10,7 @@ import { type Amounts, type Meter, Metering, meterOf } from "./meter.ts";
 import type { PaceLimits } from "./pace.ts";
 import type { FlowRow, FlowStore, RecentCall } from "./ports.ts";
 import { readMirror } from "./provider-limits.ts";
-import { laneParts } from "./request.ts";
+import { type CallSize, laneParts } from "./request.ts";
 import { type BudgetSettings, type RetryBudget, startBudget } from "./retry-budget.ts";
 import { matchesGlob } from "./routing.ts";
 import { type Calibration, estimate, readCalibration, usageOf } from "./token-estimate.ts";
@@ -128,7 +128,19 @@ export class Flow {
   /** Learns what an earlier start knew, and what was called in the last minute. */
   async recover(store: FlowStore, now: number): Promise<void> {
     for (const row of await store.flow()) this.restore(row, now);
+    if (!this.isLimited) return;
     for (const call of await store.calledSince(now - windowMs)) this.recall(call, now);
+  }
+
+  /** Whether any limit is configured: what a provider says of itself has been kept with all that it knew. */
+  private get isLimited(): boolean {
+    const limits = ({ requestsPerMinute, tokensPerMinute }: PaceLimits = {}) =>
+      requestsPerMinute !== undefined || tokensPerMinute !== undefined;
+    const ofUpstreams = [...this.upstreams.values()].map(({ settings }) => settings);
+    return (
+      this.groups.size > 0 ||
+      ofUpstreams.some((one) => limits(one.limits) || one.lanes?.some((lane) => limits(lane.limits)))
+    );
   }
 
   /** What has changed since it was asked last, to be kept. */
@@ -145,8 +157,11 @@ export class Flow {
       lane.isDirty = false;
       const { breaker, calibration, metering, concurrency } = lane;
       const kept = {
-        ...{ breaker: forRestart(breaker), calibration, mirrors: metering.mirrors },
-        ...{ concurrency: Math.floor(concurrency.calm), at: now },
+        breaker: forRestart(breaker),
+        calibration,
+        mirrors: metering.mirrors,
+        concurrency: Math.floor(concurrency.calm),
+        at: now,
       };
       rows.push({ name: `lane:${lane.key}`, value: JSON.stringify(kept) });
     }
@@ -163,7 +178,7 @@ export class Flow {
   }
 
   /** What a request is reckoned at, in a lane. */
-  amounts(lane: LaneFlow, size: Parameters<typeof estimate>[1]): Amounts {
+  amounts(lane: LaneFlow, size: CallSize | undefined): Amounts {
     const { prompt, output } = estimate(lane.calibration, size);
     return { requests: 1, tokens: prompt + output };
   }

@@ -1,86 +1,34 @@
 /**
  * The lanes and upstreams of this process: who is in flight and who waits. Grants slots (the right to make one call)
- * where gates, breakers, limits and capacity let it through, and learns from what came of them.
+ * where gates, breakers, limits and capacity let it through.
  */
 
 import { Backlog } from "./backlog.ts";
 import * as breakers from "./breaker.ts";
-import { onOverload, onSuccess, restored } from "./concurrency.ts";
-import { Flow, type FlowSettings, type LaneFlow, type UpstreamFlow } from "./flow.ts";
+import { Flow, type FlowSettings, type LaneFlow } from "./flow.ts";
+import { admits, type Gate, type GateBackoff, open, opensAt, passed } from "./gate.ts";
 import {
-  admits,
-  close,
-  type Gate,
-  type GateBackoff,
-  open,
-  opensAt,
-  passed,
-  probeAbandoned,
-  probePassed,
-} from "./gate.ts";
-import type { Amounts, Taken } from "./meter.ts";
+  type Lane,
+  nothing,
+  probesLane,
+  probesUpstream,
+  type Shared,
+  type Slot,
+  triesLane,
+  triesUpstream,
+  type UpstreamState,
+  unreckoned,
+} from "./lane.ts";
+import { Learning } from "./learning.ts";
+import type { Amounts } from "./meter.ts";
 import type { Observer } from "./ports.ts";
-import { type CallSize, type Failure, laneParts, type RequestRecord } from "./request.ts";
+import { type CallSize, laneParts, type RequestRecord } from "./request.ts";
 import type { Reading } from "./retry.ts";
 import { draw, earn } from "./retry-budget.ts";
 import type { Opening } from "./routing.ts";
-import { calibrated, usageOf } from "./token-estimate.ts";
 
 export interface LaneSettings extends FlowSettings {
   laneBackoff: GateBackoff;
-}
-
-export interface UpstreamState {
-  name: string;
-  gate: Gate;
-  inFlight: number;
-  maxConcurrency: number;
-  lanes: Lane[];
-  /** The lane that was served last: the next turn is its neighbour's. */
-  turn: number;
-  flow: UpstreamFlow;
-  /** What its lanes share, and behind it what it shares with the other upstreams of its limit group. */
-  shared: Shared[];
-}
-
-/** Limits that several lanes share, in one place, are given to them in the order in which they were refused. */
-interface Shared {
-  /** The lane that has been refused for longest, and when its request fits. Others wait until it has. */
-  owed?: { lane: string; opensAt: number; since: number };
-}
-
-/** A caller whose request is not accepted yet, and who waits for a slot; undefined: there is none soon. */
-export interface Arrival {
-  record: RequestRecord;
-  serve(slot: Slot | undefined): void;
-}
-
-export interface Lane {
-  key: string;
-  upstream: UpstreamState;
-  inFlight: number;
-  gate: Gate;
-  backlog: Backlog;
-  /** In the order in which they came. */
-  arrivals: Set<Arrival>;
-  /** What the upstream said when it closed the lane. */
-  refusal?: Failure;
-  flow: LaneFlow;
-  /** The calls in flight, in the order in which they were granted. */
-  slots: Set<Slot>;
-}
-
-/** The right to make one call in a lane; given back by `free` or `abandon`, once. */
-export interface Slot {
-  lane: Lane;
-  grantedAt: number;
-  taken: Taken;
-  size: CallSize | undefined;
-  /** The call was granted as the one probe of the lane's gate or breaker, or of the upstream's. */
-  laneProbe: boolean;
-  upstreamProbe: boolean;
-  laneTrial: boolean;
-  upstreamTrial: boolean;
 }
 
 /** Why a request waits. Computed when asked, never stored. */
@@ -89,37 +37,40 @@ export interface Waiting {
   until?: number;
 }
 
+/** A request, or one that is about to be, as far as it matters how much it asks for. */
+type Asking = Pick<RequestRecord, "terms">;
+
 /** When a call that must not overtake others is told to come back, at the earliest. */
 const comeBackMs = 1_000;
-const nothing: Amounts = { requests: 0, tokens: 0 };
-const unreckoned: Amounts = { requests: 1, tokens: 0 };
 const smallest: Amounts = { requests: 1, tokens: 1 };
 /** Nobody is waited for longer than this: two windows of the limits that are shared. */
 const longestOwedMs = 120_000;
-/** An upstream that has answered so short a while ago is busy, not broken. */
-const servingMs = 1_000;
-
 export class Lanes {
   readonly flow: Flow;
   private readonly lanes = new Map<string, Lane>();
   private readonly upstreams = new Map<string, UpstreamState>();
-  private readonly settings: LaneSettings;
-  private readonly observer: Observer;
+  private readonly learning: Learning;
   /** By how much the wall clock was set since the start. In here time goes by as if it had not been. */
   private setByMs = 0;
-  private hasNews = false;
 
   constructor(settings: LaneSettings, observer: Observer) {
-    this.settings = settings;
-    this.observer = observer;
+    this.learning = new Learning(settings, observer);
     this.flow = new Flow(settings);
     for (const flow of this.flow.knownUpstreams()) {
       const { name } = flow;
       const { maxConcurrency, limitGroup } = flow.settings;
       const [sibling] = this.siblings(limitGroup);
       const shared: Shared[] = limitGroup === undefined ? [{}] : [{}, sibling?.shared[1] ?? {}];
+      const lanes: Lane[] = [];
       this.upstreams.set(name, {
-        ...{ name, gate: open, inFlight: 0, maxConcurrency, lanes: [], turn: 0, flow, shared },
+        name,
+        gate: open,
+        inFlight: 0,
+        maxConcurrency,
+        lanes,
+        turn: 0,
+        flow,
+        shared,
       });
     }
   }
@@ -155,10 +106,8 @@ export class Lanes {
     const upstream = this.upstreams.get(laneParts(key).upstream);
     const flow = this.flow.lane(key, this.steady(wallNow));
     if (!upstream || !flow) return undefined;
-    lane = {
-      ...{ key, upstream, inFlight: 0, gate: open, backlog: new Backlog(key), arrivals: new Set(), flow },
-      slots: new Set(),
-    };
+    const backlog = new Backlog(key);
+    lane = { key, upstream, gate: open, backlog, arrivals: new Set(), flow, slots: new Set() };
     this.lanes.set(key, lane);
     upstream.lanes.push(lane);
     return lane;
@@ -286,17 +235,15 @@ export class Lanes {
     const { upstream, flow } = lane;
     flow.usedAt = now;
     upstream.inFlight++;
-    lane.inFlight++;
     if (record.attempt === 0) upstream.flow.budget = earn(upstream.flow.budget, now);
-    this.setGate(lane, lane.key, passed(lane.gate, now));
-    this.setGate(upstream, upstream.name, passed(upstream.gate, now));
+    this.learning.setGate(lane, lane.key, passed(lane.gate, now));
+    this.learning.setGate(upstream, upstream.name, passed(upstream.gate, now));
     flow.breaker = breakers.passed(flow.breaker, now);
     upstream.flow.breaker = breakers.passed(upstream.flow.breaker, now);
     const slot: Slot = {
       lane,
       grantedAt: now,
       taken: flow.metering.take(amounts, now),
-      size: record.terms.size,
       laneProbe: by.byLane === "probe",
       upstreamProbe: by.byUpstream === "probe",
       laneTrial: by.laneTrial === "probe",
@@ -325,8 +272,8 @@ export class Lanes {
   }
 
   /** Whether there is no capacity: for all of the upstream, or for as many of this lane at once as are good for it. */
-  isBusy({ upstream, inFlight, flow }: Lane): boolean {
-    return upstream.inFlight >= upstream.maxConcurrency || inFlight >= Math.floor(flow.concurrency.limit);
+  isBusy({ upstream, slots, flow }: Lane): boolean {
+    return upstream.inFlight >= upstream.maxConcurrency || slots.size >= Math.floor(flow.concurrency.limit);
   }
 
   /** The tokens that a request is reckoned at. */
@@ -360,19 +307,7 @@ export class Lanes {
 
   /** A call was stopped by us: if it was a probe, the next one may try. */
   forgetProbe(slot: Slot, wallNow: number): void {
-    const now = this.steady(wallNow);
-    const { lane } = slot;
-    const { upstream } = lane;
-    if (probesLane(slot)) lane.gate = probeAbandoned(lane.gate, now);
-    if (probesUpstream(slot)) upstream.gate = probeAbandoned(upstream.gate, now);
-    this.forgetTrial(slot, now);
-  }
-
-  /** The call says nothing about its upstream: if it was to try a breaker, the next one may. */
-  private forgetTrial(slot: Slot, now: number): void {
-    const { upstream, flow } = slot.lane;
-    if (triesLane(slot)) flow.breaker = breakers.probeAbandoned(flow.breaker, now);
-    if (triesUpstream(slot)) upstream.flow.breaker = breakers.probeAbandoned(upstream.flow.breaker, now);
+    this.learning.forgetProbe(slot, this.steady(wallNow));
   }
 
   /** Learns from a call. The slot itself is given back by `free`, when the result is on disk. */
@@ -382,31 +317,7 @@ export class Lanes {
     reading: Reading,
     { now: wallNow, luck, isWhole }: { now: number; luck: number; isWhole: boolean },
   ): void {
-    const now = this.steady(wallNow);
-    this.learnGates(slot, reading, now, luck);
-    // Too much for it, while it works on others, is no fault.
-    const isFault = reading.isFault && !(reading.isOverload && this.isServing(slot, now));
-    this.learnBreakers(slot, record, { ...reading, isFault }, now, luck);
-    this.learnLimits(slot, reading, now, isWhole);
-    this.learnConcurrency(slot, reading, now);
-  }
-
-  private learnConcurrency(slot: Slot, { isOverload, verdict }: Reading, now: number): void {
-    const { flow, inFlight, key } = slot.lane;
-    if (verdict === "success") {
-      flow.succeededAt = now;
-      flow.concurrency = onSuccess(flow.concurrency, inFlight, flow.maxConcurrency, now);
-    }
-    if (!isOverload || slot.laneProbe || slot.laneTrial) return;
-    const before = Math.floor(flow.concurrency.limit);
-    flow.concurrency = onOverload(flow.concurrency, slot.grantedAt, now, flow.minConcurrency, inFlight);
-    const limit = Math.floor(flow.concurrency.limit);
-    if (limit < before) this.observer.tell({ event: "concurrency_lowered", lane: key, limit });
-  }
-
-  /** Whether the upstream works, for others than this call. */
-  private isServing({ lane: { flow, slots } }: Slot, now: number): boolean {
-    return slots.size > 1 || now - flow.succeededAt < servingMs;
+    this.learning.learn(slot, record, reading, { now: this.steady(wallNow), luck, isWhole });
   }
 
   /**
@@ -419,20 +330,12 @@ export class Lanes {
 
   /** Whether a breaker has opened since this was asked last. */
   takeNews(): boolean {
-    const { hasNews } = this;
-    this.hasNews = false;
-    return hasNews;
+    return this.learning.takeNews();
   }
 
   /** A stream has said something: its upstream is well, however long it goes on. True where that was the question. */
   alive(slot: Slot, wallNow: number): boolean {
-    const now = this.steady(wallNow);
-    const { lane } = slot;
-    const byLane = triesLane(slot);
-    const byUpstream = triesUpstream(slot);
-    if (byLane) this.succeeded(lane.flow, lane.key, now, true);
-    if (byUpstream) this.succeeded(lane.upstream.flow, lane.upstream.name, now, true);
-    return byLane || byUpstream;
+    return this.learning.alive(slot, this.steady(wallNow));
   }
 
   /** From when on another attempt of a request that failed there may be made at an upstream: its retry budget. */
@@ -450,13 +353,12 @@ export class Lanes {
     const { upstream } = lane;
     lane.slots.delete(slot);
     upstream.inFlight--;
-    lane.inFlight--;
     this.forgetIdle(lane);
   }
 
   /** Forgets a lane that nobody uses: callers choose the names of models. */
   forgetIdle(lane: Lane): void {
-    if (lane.inFlight > 0 || lane.gate.kind !== "open") return;
+    if (lane.slots.size > 0 || lane.gate.kind !== "open") return;
     if (!lane.backlog.isEmpty || lane.arrivals.size > 0) return;
     this.lanes.delete(lane.key);
     lane.upstream.lanes = lane.upstream.lanes.filter((other) => other !== lane);
@@ -466,7 +368,13 @@ export class Lanes {
   /** Closes a lane that was told to wait before this process was started. */
   closeUntil(lane: Lane, until: number, now: number): void {
     const [at, since] = [this.steady(until), this.steady(now)];
-    this.setGate(lane, lane.key, { kind: "closed", until: at, since, strikes: 1, why: "rate_limit" });
+    this.learning.setGate(lane, lane.key, {
+      kind: "closed",
+      until: at,
+      since,
+      strikes: 1,
+      why: "rate_limit",
+    });
   }
 
   /** Slots that have been granted and not been given back. */
@@ -484,7 +392,7 @@ export class Lanes {
   }
 
   /** From when a request may get through in a lane, as far as is known; never where there is no such upstream. */
-  opening(key: string, now: number, record?: RequestRecord): Opening {
+  opening(key: string, now: number, record?: Asking): Opening {
     const upstream = this.upstreams.get(laneParts(key).upstream);
     if (!upstream) return { lane: key, opensAt: Number.POSITIVE_INFINITY, closedUntil: 0 };
     const at = this.steady(now);
@@ -493,7 +401,7 @@ export class Lanes {
   }
 
   /** Without a record: for the smallest request. */
-  openingOf(lane: Lane, now: number, record?: RequestRecord): Opening {
+  openingOf(lane: Lane, now: number, record?: Asking): Opening {
     const at = this.steady(now);
     const opening = this.openingFor(lane.key, lane.gate, lane.upstream, lane.flow, at, record);
     const owedUntil = this.owedUntil(lane, now);
@@ -511,7 +419,7 @@ export class Lanes {
     upstream: UpstreamState,
     flow: LaneFlow,
     now: number,
-    record: RequestRecord | undefined,
+    record: Asking | undefined,
   ): Opening {
     const { metering } = flow;
     const gateOpensAt = opensAt(gate);
@@ -564,118 +472,4 @@ export class Lanes {
     const amounts = this.flow.amounts(lane.flow, record.terms.size);
     return Math.max(opensAt, this.wall(metering.turnAt(ahead, amounts, this.steady(now))));
   }
-
-  private learnGates(slot: Slot, reading: Reading, now: number, luck: number): void {
-    const { lane } = slot;
-    const { upstream } = lane;
-    const { laneBackoff } = this.settings;
-    const laneProbe = probesLane(slot);
-    const upstreamProbe = probesUpstream(slot);
-    const { retryAfterMs } = reading;
-    // Whoever is told to wait waits, also after an ordinary error.
-    if (reading.verdict === "throttled" || (reading.verdict === "transient" && retryAfterMs !== undefined)) {
-      const told = { now, luck, why: "rate_limit" as const, retryAfterMs, probe: laneProbe };
-      lane.refusal = reading.result.failure;
-      this.setGate(lane, lane.key, close(lane.gate, told, laneBackoff));
-    } else if (laneProbe) {
-      // A probe that could not be sent says nothing about the lane: the next one may try.
-      const gate =
-        reading.verdict === "not_sent" ? probeAbandoned(lane.gate, now) : probePassed(lane.gate, now);
-      this.setGate(lane, lane.key, gate);
-    }
-    if (reading.verdict === "not_sent") {
-      const told = { now, luck, why: "unreachable" as const, probe: upstreamProbe };
-      this.setGate(upstream, upstream.name, close(upstream.gate, told, laneBackoff));
-    } else if (upstreamProbe) {
-      this.setGate(upstream, upstream.name, probePassed(upstream.gate, now));
-    }
-  }
-
-  private learnBreakers(
-    slot: Slot,
-    record: RequestRecord,
-    reading: Reading,
-    now: number,
-    luck: number,
-  ): void {
-    const { lane } = slot;
-    const { upstream, flow, key } = lane;
-    if (reading.isFault) {
-      const told = { now, luck, grantedAt: slot.grantedAt };
-      this.failed(flow, key, { ...told, source: record.id, probe: triesLane(slot) });
-      // One model that fails is not the upstream that fails.
-      this.failed(upstream.flow, upstream.name, { ...told, source: key, probe: triesUpstream(slot) });
-      return;
-    }
-    const says = reading.verdict === "success" || reading.verdict === "invalid_output";
-    if (says || (reading.verdict === "permanent" && reading.result.status !== undefined)) {
-      this.succeeded(flow, key, now, triesLane(slot));
-      this.succeeded(upstream.flow, upstream.name, now, triesUpstream(slot));
-    } else {
-      this.forgetTrial(slot, now);
-    }
-  }
-
-  private failed(
-    of: LaneFlow | UpstreamFlow,
-    name: string,
-    told: Parameters<typeof breakers.failed>[1],
-  ): void {
-    const was = of.breaker;
-    of.breaker = breakers.failed(was, told, this.settings.breaker);
-    if (of.breaker.kind !== "open" || was.kind === "open") return;
-    of.isDirty = true;
-    this.hasNews = true;
-    // It was not the number of calls.
-    if ("concurrency" in of) of.concurrency = restored(of.concurrency);
-    const { until, opens } = of.breaker;
-    const why = was.kind === "half_open" ? "probe_failed" : "failures";
-    this.observer.tell({ event: "breaker_opened", breaker: name, why, until, opens });
-  }
-
-  private succeeded(of: LaneFlow | UpstreamFlow, name: string, now: number, probe: boolean): void {
-    const was = of.breaker;
-    of.breaker = breakers.succeeded(was, now, probe, this.settings.breaker);
-    if (was.kind === "closed" || of.breaker.kind !== "closed") return;
-    of.isDirty = true;
-    this.observer.tell({ event: "breaker_closed", breaker: name });
-  }
-
-  /** `isWhole`: what was sent is what was reckoned. */
-  private learnLimits(slot: Slot, { verdict, result, limits }: Reading, now: number, isWhole: boolean): void {
-    const { flow } = slot.lane;
-    const usage = result.usage === undefined ? undefined : usageOf(result.usage);
-    const { status = 0 } = result;
-    // Whatever was answered with success was worked for, also where nobody can read it.
-    const wasDone = verdict === "ambiguous" || (status >= 200 && status < 300);
-    const used = usage?.total ?? (wasDone ? slot.taken.amounts.tokens : 0);
-    const actual = verdict === "not_sent" ? nothing : { requests: 1, tokens: used };
-    if (slot.taken.amounts !== unreckoned) flow.metering.settle(slot.taken, actual, now);
-    if (limits) flow.metering.read(limits, slot.taken);
-    if (usage && verdict === "success" && isWhole)
-      flow.calibration = calibrated(flow.calibration, slot.size, usage);
-    if (limits || usage) flow.isDirty = true;
-  }
-
-  private setGate(of: { gate: Gate }, name: string, gate: Gate): void {
-    const was = of.gate;
-    of.gate = gate;
-    if (gate.kind === "closed" && (was.kind !== "closed" || gate.until !== was.until)) {
-      const { why, until, strikes } = gate;
-      this.observer.tell({ event: "gate_closed", gate: name, why, until, strikes });
-    }
-    if (gate.kind === "open" && was.kind !== "open") this.observer.tell({ event: "gate_opened", gate: name });
-  }
 }
-
-/** A probe that took so long that the gate opened without it, and perhaps closed again, proves nothing any more. */
-const probesLane = ({ lane: { gate }, laneProbe, grantedAt }: Slot): boolean =>
-  laneProbe && gate.kind === "probing" && gate.probeAt === grantedAt;
-const probesUpstream = ({ lane: { upstream }, upstreamProbe, grantedAt }: Slot): boolean =>
-  upstreamProbe && upstream.gate.kind === "probing" && upstream.gate.probeAt === grantedAt;
-
-/** A stream may have closed the breaker that it was to try; what opened since is tried by another. */
-const triesLane = ({ lane: { flow }, laneTrial, grantedAt }: Slot): boolean =>
-  laneTrial && flow.breaker.kind === "half_open" && flow.breaker.probeAt === grantedAt;
-const triesUpstream = ({ lane: { upstream }, upstreamTrial, grantedAt }: Slot): boolean =>
-  upstreamTrial && upstream.flow.breaker.kind === "half_open" && upstream.flow.breaker.probeAt === grantedAt;

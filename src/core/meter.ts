@@ -5,7 +5,15 @@
  */
 
 import { Pace, type PaceLimits } from "./pace.ts";
-import { type LimitReading, type Mirror, mirrored, mirrorOpensAt, nearMs, taken } from "./provider-limits.ts";
+import {
+  type LimitReading,
+  levelAt,
+  type Mirror,
+  mirrored,
+  mirrorOpensAt,
+  nearMs,
+  taken,
+} from "./provider-limits.ts";
 
 export type Kind = "requests" | "tokens";
 export type Amounts = Record<Kind, number>;
@@ -210,7 +218,7 @@ export class Metering {
     if (pace) return { perMinute: pace.perMinute, used: pace.used(now), source: "config" };
     const mirror = this.mirrors[kind];
     if (!mirror) return undefined;
-    const level = Math.min(mirror.limit, mirror.level + Math.max(0, now - mirror.at) * mirror.perMs);
+    const level = levelAt(mirror, Math.max(now, mirror.at));
     return {
       perMinute: mirror.limit,
       used: Math.max(0, Math.round(mirror.limit - level)),

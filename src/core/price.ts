@@ -1,7 +1,7 @@
 /** What a call has cost. Pure. */
 
 import { matchesGlob } from "./routing.ts";
-import { usageOf } from "./token-estimate.ts";
+import type { Usage } from "./token-estimate.ts";
 
 /** What a model costs, in US dollars per 1,000,000 tokens. */
 export interface Price {
@@ -14,16 +14,15 @@ export interface Price {
 }
 
 /**
- * US dollars for a call with this `usage` (JSON text). What the provider itself says it cost (`usage.cost`) goes before
+ * US dollars for a call with this usage. What the provider itself says it cost (`usage.cost`) goes before
  * the price list; undefined where neither is known.
  */
 export function costOf(
   prices: readonly Price[],
   upstream: string,
   model: string,
-  usageText: string | undefined,
+  usage: Usage,
 ): number | undefined {
-  const usage = usageOf(usageText);
   if (usage.cost !== undefined) return usage.cost;
   if (usage.prompt === undefined && usage.output === undefined) return undefined;
   const price = priceOf(prices, upstream, model);

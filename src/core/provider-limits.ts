@@ -111,8 +111,8 @@ export function mirrored(
     return { limit, level, at: calledAt, perMs, readAt: calledAt };
   // Of calls made together nobody knows which the provider counted first: the one that says most did.
   const at = Math.max(before.at, calledAt);
-  const atLeast = Math.min(limit, level + (at - calledAt) * perMs);
-  const known = Math.min(limit, before.level + (at - before.at) * perMs);
+  const atLeast = levelAt({ limit, level, at: calledAt, perMs, readAt: calledAt }, at);
+  const known = levelAt({ ...before, perMs }, at);
   // The first reading of them stays the one that the next is compared with, so that every second one is believed anew.
   return { limit, level: Math.max(atLeast, known), at, perMs, readAt: before.readAt };
 }
@@ -122,6 +122,10 @@ function refillOf(before: Mirror | undefined, { limit, remaining, resetMs = 0 }:
   if (resetMs > 0 && used > 0 && used >= limit * tellingShare) return used / resetMs;
   return before === undefined ? limit / 60_000 : (before.perMs / before.limit) * limit;
 }
+
+/** What is left of an account at an instant, if nothing is taken until then. */
+export const levelAt = ({ limit, level, at, perMs }: Mirror, then: number): number =>
+  Math.min(limit, level + (then - at) * perMs);
 
 /**
  * The instant from which `amount` is there, epoch ms; `now` if it is already. An amount that is larger than the limit
@@ -138,7 +142,7 @@ export function taken(mirror: Mirror, amount: number, now: number): Mirror {
   const { limit, perMs } = mirror;
   const isWorthless = mirror.at > now + setBackMs;
   const at = isWorthless ? now : Math.max(now, mirror.at);
-  const there = isWorthless ? limit : Math.min(limit, mirror.level + (at - mirror.at) * perMs);
+  const there = isWorthless ? limit : levelAt(mirror, at);
   const level = Math.min(limit, Math.max(-limit, there - amount));
   return { limit, level, at, perMs, readAt: Math.min(mirror.readAt, at) };
 }

@@ -4,7 +4,8 @@ import { Admission, type Limits } from "./admission.ts";
 import { Adoption, type AdoptionSettings } from "./adoption.ts";
 import type { Content } from "./attempts.ts";
 import { AppError, StorageError } from "./errors.ts";
-import type { Slot, Waiting } from "./lanes.ts";
+import type { Slot } from "./lane.ts";
+import type { Waiting } from "./lanes.ts";
 import { Line } from "./line.ts";
 import type { ChangeSet, Ended, ListQuery, Part, World } from "./ports.ts";
 import { type StreamFrom, StreamReader, type StreamSink } from "./reader.ts";
@@ -22,7 +23,7 @@ import {
   type Terms,
   transition,
 } from "./request.ts";
-import { drawOf, laneOf, nextTarget, type RouteTable, routeFor, targetsFor } from "./routing.ts";
+import { drawOf, laneOf, nextTarget, type RouteTable, targetsFor } from "./routing.ts";
 import { Scheduler, type SchedulerSettings } from "./scheduler.ts";
 import { Substitutes } from "./substitutes.ts";
 import type { CacheWish } from "./wishes.ts";
@@ -81,7 +82,6 @@ const encoder = new TextEncoder();
 export class Queue {
   private readonly world: World;
   private readonly table: RouteTable;
-  private readonly failoverAfterMs: number;
   private readonly owner: Owner;
   private readonly scheduler: Scheduler;
   /** What becomes of keyless requests whose callers go. */
@@ -102,7 +102,6 @@ export class Queue {
     this.world = world;
     this.admission = new Admission(settings.limits, world);
     this.table = settings.table;
-    this.failoverAfterMs = settings.failoverAfterMs;
     this.owner = settings.owner;
     this.adoption = new Adoption(world, settings);
     this.substitutes = new Substitutes(world);
@@ -461,16 +460,13 @@ export class Queue {
   }
 
   /** In which lane a request waits, or starts. @throws AppError `model_not_found`, `upstream_not_found` */
-  private firstLane(id: string, { model, terms, priority }: Draft, deadlineAt: number): string {
+  private firstLane(id: string, draft: Draft, deadlineAt: number): string {
     const now = this.world.clock.now();
-    const { lanes } = this.scheduler;
-    const targets = targetsFor(this.table, model, terms.upstream, drawOf(id)).map(laneOf);
+    const targets = targetsFor(this.table, draft.model, draft.terms.upstream, drawOf(id)).map(laneOf);
     if (targets.length === 1) return targets[0]!;
-    const asked = { terms } as RequestRecord;
-    const openings = targets.map((lane) => lanes.opening(lane, now, asked));
-    const { failoverAfterMs = this.failoverAfterMs } = routeFor(this.table, model) ?? {};
-    const isPatient = priority !== "interactive";
-    const patientUntil = isPatient ? deadlineAt : now + failoverAfterMs + 1;
+    const openings = targets.map((lane) => this.scheduler.lanes.opening(lane, now, draft));
+    const patienceMs = this.scheduler.failoverAfterMs(draft);
+    const patientUntil = patienceMs === undefined ? deadlineAt : now + patienceMs + 1;
     const choice = { rule: "first" as const, at: now, patientUntil };
     return nextTarget(openings, { lane: "", excluded: [] }, choice)?.lane ?? targets[0]!;
   }

@@ -2,7 +2,8 @@
 
 import { type Breaker, breakerOpensAt } from "./breaker.ts";
 import type { LaneFlow } from "./flow.ts";
-import type { Lanes, UpstreamState, Waiting } from "./lanes.ts";
+import type { UpstreamState } from "./lane.ts";
+import type { Lanes, Waiting } from "./lanes.ts";
 import type { Kind } from "./meter.ts";
 import { laneParts } from "./request.ts";
 import { available } from "./retry-budget.ts";
@@ -90,7 +91,7 @@ function laneReport(lanes: Lanes, flow: LaneFlow, now: number): LaneReport {
   return {
     model: laneParts(flow.key).model,
     queued: lane?.backlog.size ?? 0,
-    inFlight: lane?.inFlight ?? 0,
+    inFlight: lane?.slots.size ?? 0,
     concurrency: Math.floor(concurrency.limit),
     minConcurrency,
     maxConcurrency,

@@ -13,6 +13,7 @@ import {
 } from "./request.ts";
 import { retryAfterMs } from "./retry-after.ts";
 import { nextTarget, type Opening } from "./routing.ts";
+import { type Usage, usageOf } from "./token-estimate.ts";
 
 /** An outcome, read: its verdict, and what the verdict rests on. */
 export interface Reading {
@@ -36,6 +37,8 @@ export interface Reading {
   limits?: { requests?: LimitReading; tokens?: LimitReading };
   /** For the attempt that follows an invalid answer. */
   feedback?: string[];
+  /** What the upstream says that it used. */
+  used?: Usage;
 }
 
 /** Codes of a 429 (or 402) that no waiting cures: research/gateways.md §7.1, Anthropic's spend limit among them. */
@@ -123,6 +126,7 @@ function classifyResponse(response: Response, upstream: string, now: number): Re
     retryAfterMs: verdict === "success" ? undefined : told,
     limits: tellsLimits ? readRateHeaders(header, now) : undefined,
     feedback: facts.feedback,
+    used: facts.usage === undefined ? undefined : usageOf(facts.usage),
   };
 }
 

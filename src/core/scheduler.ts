@@ -11,14 +11,24 @@ import { Contents } from "./contents.ts";
 import { failures, StorageError } from "./errors.ts";
 import { Expiry } from "./expiry.ts";
 import { Feeds } from "./feed.ts";
-import { type Arrival, type Lane, type LaneSettings, Lanes, type Slot } from "./lanes.ts";
+import type { Arrival, Lane, Slot } from "./lane.ts";
+import { type LaneSettings, Lanes } from "./lanes.ts";
 import type { ChangeSet, ReadyGroup, World } from "./ports.ts";
 import { type Failure, isReady, type Owner, type Reason, type RequestRecord, transition } from "./request.ts";
 import { decideInterrupted } from "./retry.ts";
-import { drawOf, laneOf, type Opening, routeFor, type Target, targetsFor } from "./routing.ts";
+import {
+  drawOf,
+  laneOf,
+  type Opening,
+  type RouteTable,
+  routeFor,
+  type Target,
+  targetsFor,
+} from "./routing.ts";
 
 export interface SchedulerSettings extends AttemptSettings, LaneSettings {
   owner: Owner;
+  table: RouteTable;
   /** How long a lane may hold a request that somebody waits for, unless its route says otherwise. */
   failoverAfterMs: number;
 }
@@ -68,8 +78,8 @@ export class Scheduler {
   private wakeAt = never;
   /** How far the wall clock is from the ticks. */
   private skewMs: number;
-  /** The rows are as the wall clock is. */
-  private clockIsSet: Promise<void> | undefined;
+  /** While the rows still have the times of a clock that was set. */
+  private settingClock: Promise<void> | undefined;
   /** Rows that were read before this changed have old times. */
   private clockSets = 0;
   private cancelWake: (() => void) | undefined;
@@ -331,7 +341,7 @@ export class Scheduler {
   }
 
   /** How long a lane may hold a request before another target has it; as long as it takes, if nobody waits for it. */
-  failoverAfterMs({ model, priority }: RequestRecord): number | undefined {
+  failoverAfterMs({ model, priority }: Pick<RequestRecord, "model" | "priority">): number | undefined {
     if (priority !== "interactive") return undefined;
     return routeFor(this.settings.table, model)?.failoverAfterMs ?? this.settings.failoverAfterMs;
   }
@@ -471,7 +481,7 @@ export class Scheduler {
 
   /** While the store has the old times of a clock that was set, nothing is over. */
   private get nextSweepAt(): number {
-    return this.clockIsSet ? never : this.expiry.nextAt;
+    return this.settingClock ? never : this.expiry.nextAt;
   }
 
   /** Sets the one timer of the loop to an instant at which something can happen by itself, if that comes first. */
@@ -505,12 +515,12 @@ export class Scheduler {
     forgetRows();
     const over = () => {
       forgetRows();
-      if (this.clockIsSet === written) this.clockIsSet = undefined;
+      if (this.settingClock === written) this.settingClock = undefined;
       this.cancelWake?.();
       this.wake();
     };
     const written = store.commit({ kind: "clock_set", byMs, before: clock.now() - byMs }).then(over, over);
-    this.clockIsSet = written;
+    this.settingClock = written;
   }
 
   private wake(): void {
@@ -518,7 +528,7 @@ export class Scheduler {
     if (this.stopping) return;
     this.checkClock();
     // The store has the old times until then; its end wakes us again.
-    if (!this.clockIsSet) void this.expiry.sweep().then(() => this.wakeBy(this.nextSweepAt));
+    if (!this.settingClock) void this.expiry.sweep().then(() => this.wakeBy(this.nextSweepAt));
     this.dispatchAll();
   }
 

@@ -156,3 +156,14 @@ function parsed(text: string): unknown {
     return undefined;
   }
 }
+
+/**
+ * What an upstream is paid for that did not come to its account of it. Four characters make a token, roughly, in
+ * English text; JSON around the prompt counts as prompt.
+ */
+export function estimatedUsage(promptBytes: number, chars: number): string {
+  const prompt_tokens = Math.ceil(promptBytes / 4);
+  const completion_tokens = Math.ceil(chars / 4);
+  const total_tokens = prompt_tokens + completion_tokens;
+  return JSON.stringify({ prompt_tokens, completion_tokens, total_tokens, estimated: true });
+}

@@ -1,6 +1,11 @@
 import fc from "fast-check";
 import { describe, expect, it, test } from "vitest";
-import { costOf, type Price } from "../../src/core/price.ts";
+import { type Price, costOf as priced } from "../../src/core/price.ts";
+import { usageOf } from "../../src/core/token-estimate.ts";
+
+/** Of a usage as an upstream tells it. */
+const costOf = (prices: Price[], upstream: string, model: string, usage: string | undefined) =>
+  priced(prices, upstream, model, usageOf(usage));
 
 const usage = (prompt: number, output: number, cached?: number): string =>
   JSON.stringify({

@@ -3,10 +3,9 @@
 import { afterEach, describe, expect, test } from "vitest";
 import { HandClock } from "../support/clock.ts";
 import { answer, fail, type Seen, type Step } from "../support/fake-upstream.ts";
-import { hello, type Outlast, type OutlastOptions, startOutlast } from "../support/outlast.ts";
-import { laneOf, logged, passTime, settled } from "../support/steady-time.ts";
+import { type Outlast, type OutlastOptions, startOutlast } from "../support/outlast.ts";
+import { laneOf, logged, passTime, settled, submit } from "../support/steady-time.ts";
 
-const path = "/v1/chat/completions";
 const minute = 60_000;
 const running: Outlast[] = [];
 
@@ -20,11 +19,6 @@ afterEach(async () => {
   await Promise.all(running.splice(0).map((outlast) => outlast.close()));
 });
 
-async function submit(outlast: Outlast, body: object = {}): Promise<string> {
-  const response = await outlast.post(path, { ...hello, ...body, wait: false });
-  expect(response.status).toBe(202);
-  return ((await response.json()) as { id: string }).id;
-}
 const submitMany = (outlast: Outlast, count: number) =>
   Promise.all(Array.from({ length: count }, () => submit(outlast)));
 async function complete(outlast: Outlast, body: object = {}): Promise<void> {

@@ -5,7 +5,7 @@ import type { RequestObject } from "../../src/contract.ts";
 import { HandClock } from "../support/clock.ts";
 import { answer, deltas, fail, type Seen, stream } from "../support/fake-upstream.ts";
 import { hello, type Outlast, type OutlastOptions, startOutlast } from "../support/outlast.ts";
-import { type Log, laneOf, logged, mostIn, passTime, settled } from "../support/steady-time.ts";
+import { type Log, laneOf, logged, mostIn, passTime, settled, submit } from "../support/steady-time.ts";
 
 const path = "/v1/chat/completions";
 const minute = 60_000;
@@ -22,11 +22,6 @@ afterEach(async () => {
   await Promise.all(running.splice(0).map((outlast) => outlast.close()));
 });
 
-async function submit(outlast: Outlast, body: object = {}): Promise<string> {
-  const response = await outlast.post(path, { ...hello, ...body, wait: false });
-  expect(response.status).toBe(202);
-  return ((await response.json()) as { id: string }).id;
-}
 const submitMany = (outlast: Outlast, count: number, body: (i: number) => object = () => ({})) =>
   Promise.all(Array.from({ length: count }, (_, i) => submit(outlast, body(i))));
 async function recordOf(outlast: Outlast, id: string): Promise<RequestObject> {

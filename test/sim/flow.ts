@@ -249,19 +249,19 @@ export async function shared(seed: number, queued: number, plant?: Plant) {
     Array.from({ length: n }, () => scene.ask({ project, priority }));
   for (const one of work("p1", "default", queued)) await sim.until(one, 5000);
   for (const one of work("p1", "batch", 200)) await sim.until(one, 5000);
+  const turns = watchTurns(sim);
   const delays: number[] = [];
   let atMs = sim.clock.now() - start;
   for (let i = 0; i < 20; i++) {
     atMs += 3217;
     await scene.passTo(atMs);
-    const asked = sim.upstream.ledger.length;
     const id = await sim.until(scene.ask({ project: "p2" }), 1000);
-    const nonce = sim.nonces.get(id!);
+    const taken = turns.length;
     atMs += 5000;
     await scene.passTo(atMs);
-    const at = sim.upstream.ledger.findIndex(({ request }) => request === nonce);
-    // How many others had a turn before it.
-    delays.push(at < 0 ? 1e9 : at - asked);
+    const at = turns.indexOf(id!);
+    // How many others had a turn between its acceptance and its own.
+    delays.push(at < 0 ? Number.POSITIVE_INFINITY : Math.max(0, at - taken));
   }
   const { ledger } = sim.upstream;
   const priorities = new Map(scene.rows().map((row) => [sim.nonces.get(row.id), row.priority]));
@@ -271,6 +271,20 @@ export async function shared(seed: number, queued: number, plant?: Plant) {
     batchShare: recent.filter((priority) => priority === "batch").length / recent.length,
     violations: sim.violations,
   };
+}
+
+/** The requests that are given slots, in the order of their turns. */
+function watchTurns(sim: Sim): string[] {
+  const turns: string[] = [];
+  // biome-ignore lint/complexity/useLiteralKeys: the way to what is private
+  const { lanes } = sim.process.queue["scheduler"];
+  const slot = lanes.slot.bind(lanes);
+  lanes.slot = (lane, record, now) => {
+    const granted = slot(lane, record, now);
+    if (granted) turns.push(record.id);
+    return granted;
+  };
+  return turns;
 }
 
 /** The first target of a route is at its limit: who goes to the second, and who waits. */

@@ -1,9 +1,17 @@
 /** A clock moved by hand under a whole server: what each instant set off is done before the next one comes. */
 
+import { expect } from "vitest";
 import type { UpstreamObject } from "../../src/contract.ts";
 import type { HandClock } from "./clock.ts";
 import { answer, type Seen, type Step } from "./fake-upstream.ts";
-import type { Outlast } from "./outlast.ts";
+import { hello, type Outlast } from "./outlast.ts";
+
+/** Submits work that nobody waits for. Returns its id. */
+export async function submit(outlast: Outlast, body: object = {}): Promise<string> {
+  const response = await outlast.post("/v1/chat/completions", { ...hello, ...body, wait: false });
+  expect(response.status).toBe(202);
+  return ((await response.json()) as { id: string }).id;
+}
 
 export async function upstreamsOf(outlast: Outlast): Promise<UpstreamObject[]> {
   const response = await outlast.fetch("/v1/upstreams");
