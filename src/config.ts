@@ -13,6 +13,7 @@ import {
   priceAsWritten,
   upstreamFlowAsWritten,
 } from "./config/flow.ts";
+import { buildRetention, type Retention, retentionAsWritten } from "./config/retention.ts";
 import { buildRoute, routeAsWritten } from "./config/route.ts";
 import { checkRules } from "./config/rules.ts";
 import { allowedKeys, type ConfigFile, configSchema, schemaKeys } from "./config/schema.ts";
@@ -71,7 +72,12 @@ export interface Config {
     priority: "interactive" | "default" | "batch" | undefined;
     /** How long a lane may hold a request that somebody waits for, before another target has it. */
     failoverAfterMs: number;
+    /** What is kept of the calls of a request; undefined = the prompt and the last answer. */
+    store?: "all" | "none";
   } & Wishes;
+  retention: Retention;
+  /** Whether prompts and answers can be searched. */
+  search: boolean;
   retry: {
     heldBackoffBaseMs: number;
     heldBackoffMaxMs: number;
@@ -103,11 +109,13 @@ export interface Config {
   upstreams: UpstreamConfig[];
   limitGroups: LimitGroupConfig[];
   routes: Route[];
-  /** in order */
+  /** in order: those of the file, then those of its list of prices */
   prices: Price[];
   source: {
     /** the file that was read, as it was named */
     file?: string;
+    /** the list of prices that was read */
+    pricesFile?: string;
   };
 }
 
@@ -167,6 +175,7 @@ export function describeConfig(config: Config): string {
   const fromEnvironment = config.upstreams.filter((upstream) => upstream.origin === "environment");
   const notes = [
     `# file: ${config.source.file ?? "none"}`,
+    ...(config.source.pricesFile === undefined ? [] : [`# list of prices: ${config.source.pricesFile}`]),
     ...(fromEnvironment.length > 0
       ? [`# upstreams from the environment: ${fromEnvironment.map((upstream) => upstream.name).join(", ")}`]
       : []),
@@ -231,6 +240,8 @@ function build(file: ConfigFile, draft: Draft): Config {
       minFreeDiskBytes: file.store.min_free_disk,
     },
     ...buildPolicies(file),
+    retention: buildRetention(file.retention),
+    search: file.search.enabled,
     timeouts: buildTimeouts(file),
     heartbeatMs: file.stream.heartbeat,
     log: { level: file.log.level },
@@ -239,7 +250,10 @@ function build(file: ConfigFile, draft: Draft): Config {
     limitGroups: buildLimitGroups(file.limit_groups),
     routes: Object.entries(file.routes).map(([model, route]) => buildRoute(model, route)),
     prices: buildPrices(file.prices),
-    source: { ...(draft.file !== undefined && { file: draft.file }) },
+    source: {
+      ...(draft.file !== undefined && { file: draft.file }),
+      ...(draft.pricesFile !== undefined && { pricesFile: draft.pricesFile }),
+    },
   };
 }
 
@@ -273,6 +287,7 @@ function buildPolicies({ defaults, retry, breaker, limits, max_body_size: larges
       onDisconnect: defaults.on_disconnect,
       priority: defaults.priority,
       failoverAfterMs: defaults.failover_after,
+      ...(defaults.store !== undefined && defaults.store !== "last" && { store: defaults.store }),
       ...buildWishes(defaults),
     },
     retry: {
@@ -326,6 +341,8 @@ function scalarsAsWritten(config: Config) {
     profile: config.profile,
     store: { url: store.url, min_free_disk: formatSize(store.minFreeDiskBytes) },
     ...policiesAsWritten(config),
+    retention: retentionAsWritten(config.retention),
+    search: { enabled: config.search },
     timeouts: {
       connect: formatDuration(timeouts.connectMs),
       attempt: formatDuration(timeouts.attemptMs),
@@ -350,6 +367,7 @@ function policiesAsWritten({ defaults, retry, breaker, limits }: Config) {
       on_disconnect: defaults.onDisconnect,
       priority: defaults.priority,
       failover_after: formatDuration(defaults.failoverAfterMs),
+      store: defaults.store,
       ...wishesAsWritten(defaults),
     },
     retry: {

@@ -1,17 +1,14 @@
 #!/usr/bin/env node
 /** The command line: arguments → command → exit code. */
 
-import { Command, CommanderError } from "commander";
+import { Command } from "commander";
+import { addCommands, exitOf } from "./cli/commands.ts";
 import { exampleModel } from "./config/providers.ts";
-import { type Config, ConfigError, describeConfig, environment, loadConfig } from "./config.ts";
+import { type Config, describeConfig, environment, loadConfig } from "./config.ts";
 import { faultText } from "./core/errors.ts";
-import { type Running, startServer } from "./server.ts";
+import type { Running } from "./server.ts";
 import { systemClock, systemRandom } from "./system.ts";
-import { createLog } from "./telemetry/log.ts";
 
-/** sysexits.h: the configuration is wrong. Process managers need not restart. */
-const exitConfig = 78;
-const exitUsage = 64;
 const exitFailure = 1;
 
 interface Flags {
@@ -31,6 +28,9 @@ function check(flags: Flags): void {
 
 async function serve(flags: Flags): Promise<void> {
   const config = read(flags);
+  // Commands that only ask a server need not load one.
+  const { startServer } = await import("./server.ts");
+  const { createLog } = await import("./telemetry/log.ts");
   const observer = createLog(config.log.level);
   const running = await startServer(config, { clock: systemClock, random: systemRandom, observer });
   const stopped = new Promise<number>((resolve) => {
@@ -98,13 +98,12 @@ function program(): Command {
       .option("--port <port>", "port to listen on; 0 lets the system pick");
   withConfig("serve", "run the proxy").action(serve);
   withConfig("check", "validate the configuration and print it, secrets masked").action(check);
+  addCommands(command, environment(), { clock: systemClock, random: systemRandom });
   return command;
 }
 
 try {
   await program().parseAsync();
 } catch (error) {
-  if (error instanceof CommanderError) process.exit(error.exitCode === 0 ? 0 : exitUsage);
-  console.error(error instanceof Error ? error.message : String(error));
-  process.exit(error instanceof ConfigError ? exitConfig : exitFailure);
+  process.exit(exitOf(error));
 }

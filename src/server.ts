@@ -46,6 +46,7 @@ export async function startServer(config: Config, { clock, random, observer }: P
     path: config.store.url.replace(/^sqlite:/, ""),
     node,
     minFreeDiskBytes: config.store.minFreeDiskBytes,
+    search: config.search,
     clock,
     observer,
     onFailed: fail,
@@ -53,7 +54,9 @@ export async function startServer(config: Config, { clock, random, observer }: P
   const demo = config.upstreams.length === 0 ? await startDemo({ clock, random }) : undefined;
   const upstreams = demo ? [demoUpstream(demo)] : config.upstreams;
   const upstream = createUpstream(upstreams, config.timeouts, clock);
-  const world: World = { clock, random, store, flow: store, cache: store, upstream, observer };
+  const { search } = store;
+  const stores = { store, flow: store, cache: store, ledger: store, search };
+  const world: World = { clock, random, ...stores, upstream, observer };
   checkSchemas(config, upstream);
   const settings = queueSettings(config, upstreams, store.epoch);
   const queue = new Queue(world, settings);
@@ -132,6 +135,8 @@ function queueSettings(config: Config, upstreams: UpstreamConfig[], epoch: numbe
     attemptMs: timeouts.attemptMs,
     firstTokenMs: timeouts.firstTokenMs,
     idleMs: timeouts.idleMs,
+    comeBack: { maxAttempts: defaults.maxAttempts, deadlineMs: defaults.deadlineMs },
+    retention: config.retention,
     adoptWindowMs: config.adoptWindowMs,
     failureEchoMs: config.failureEchoMs,
     limits: config.limits,

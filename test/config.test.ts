@@ -19,6 +19,7 @@ import {
   type UpstreamConfig,
 } from "../src/config.ts";
 import { formatDuration, parseDuration } from "../src/core/duration.ts";
+import { costOf } from "../src/core/price.ts";
 import { validateAll } from "../src/core/wishes.ts";
 
 const examplePath = new URL("../config.example.toml", import.meta.url).pathname;
@@ -93,6 +94,7 @@ const everythingOfFlow = `
   budget_per_second = 0.5
   [defaults]
   failover_after = 0
+  store = "all"
   cache = { ttl = "90m" }
   on_failure = { stale = "7d", answer = { id = "x", choices = [{ index = 0, message = { content = "hi", n = 1e-7 } }] } }
   [defaults.validate]
@@ -106,7 +108,7 @@ const everythingOfFlow = `
   required = []
   [routes]
   short = ["a/x", { upstream = "a", model = "y", weight = 0, larger_context = true }]
-  bare = { targets = ["a"] }
+  bare = { targets = ["a"], store = "last" }
   off = { targets = ["a"], validate = false, cache = false, on_failure = false }
   [routes."long-*"]
   targets = [{ upstream = "a", weight = 3 }, { upstream = "a", model = "z", larger_context = false }]
@@ -117,6 +119,14 @@ const everythingOfFlow = `
   [prices]
   "a/m-1" = { input = 2.5, output = 10 }
   "m-*" = { input = 0, output = 0.075, cached_input = 1e-7 }
+  [retention]
+  completed = "30d"
+  failed = 0.001
+  cancelled = "36500d"
+  bodies = "12h"
+  max_size = "64MB"
+  [search]
+  enabled = false
 `;
 
 describe("without any configuration", () => {
@@ -148,6 +158,8 @@ describe("without any configuration", () => {
         priority: undefined,
         failoverAfterMs: 1_000,
       },
+      retention: {},
+      search: true,
       retry: {
         heldBackoffBaseMs: 250,
         heldBackoffMaxMs: 8_000,
@@ -206,7 +218,9 @@ describe("without any configuration", () => {
 describe("the example file", () => {
   const text = readFileSync(examplePath, "utf8");
   // A comment without a space after the # is a key with its default.
-  const uncommented = text.replaceAll(/^#(?=[a-z_"[])/gm, "");
+  const uncommented = text
+    .replaceAll(/^#(?=[a-z_"[])/gm, "")
+    .replace('"prices.toml"', JSON.stringify(new URL("../examples/prices.toml", import.meta.url).pathname));
   const secrets = { OPENAI_API_KEY: "sk-openai", TEAM_A_KEY: "team-a-key" };
 
   it("is valid as it stands", () => {
@@ -256,6 +270,13 @@ describe("the example file", () => {
   it("shows the defaults that hold", () => {
     const { source: _, ...shown } = load(uncommented, secrets);
     const { source: __, ...real } = load("", {});
+    expect(shown.retention).toEqual({
+      completedMs: 30 * 86_400_000,
+      failedMs: 90 * 86_400_000,
+      cancelledMs: 7 * 86_400_000,
+      bodiesMs: 14 * 86_400_000,
+      maxBytes: 10 * 1024 ** 3,
+    });
     const { wait, priority, validate, cache, onFailure, ...defaults } = shown.defaults;
     expect({ wait, priority }).toEqual({ wait: true, priority: "default" });
     expect(validate).toEqual({ ...validateAll, schema: expect.anything() });
@@ -270,6 +291,7 @@ describe("the example file", () => {
       limitGroups: shown.limitGroups,
       routes: shown.routes,
       prices: shown.prices,
+      retention: shown.retention,
     });
     const limited = { limits: {}, limitGroup: undefined, lanes: [], minConcurrency: 1, maxConcurrency: 256 };
     const [{ origin: _origin, ...bare }] = load(upstream("openai")).upstreams as [UpstreamConfig];
@@ -518,7 +540,7 @@ describe("limits, failures and answers", () => {
           { upstream: "a", model: "y", weight: 0, largerContext: true },
         ],
       },
-      { model: "bare", targets: [{ upstream: "a" }] },
+      { model: "bare", targets: [{ upstream: "a" }], store: "last" },
       { model: "off", targets: [{ upstream: "a" }], validate: false, cache: false, onFailure: false },
       {
         model: "long-*",
@@ -549,6 +571,106 @@ describe("limits, failures and answers", () => {
     const toml = `[breaker]\nfailure_rate = "\${R}"\n[prices.m]\ninput = "\${P}"\noutput = 1`;
     const { breaker, prices } = load(toml, { R: "0.25", P: "1.5e-1" });
     expect([breaker.failureRate, prices[0]!.input]).toEqual([0.25, 0.15]);
+  });
+});
+
+describe("what is kept", () => {
+  it("is everything, for ever, unless told otherwise", () => {
+    expect(load("[retention]\n[search]")).toMatchObject({ retention: {}, search: true });
+    expect(load('[defaults]\nstore = "last"').defaults).not.toHaveProperty("store");
+  });
+
+  it("can be limited by age and by size, in the file and by variables", () => {
+    const { retention, search, defaults } = load(upstream("a", everythingOfFlow));
+    expect(retention).toEqual({
+      completedMs: 30 * 86_400_000,
+      failedMs: 1,
+      cancelledMs: 36_500 * 86_400_000,
+      bodiesMs: 12 * 3_600_000,
+      maxBytes: 64 * 1024 ** 2,
+    });
+    expect([search, defaults.store]).toEqual([false, "all"]);
+    const env = {
+      OUTLAST_RETENTION_FAILED: "90d",
+      OUTLAST_RETENTION_MAX_SIZE: "10GB",
+      OUTLAST_SEARCH_ENABLED: "false",
+      OUTLAST_DEFAULTS_STORE: "none",
+    };
+    expect(load('[retention]\ncompleted = "30d"', env)).toMatchObject({
+      retention: { completedMs: 30 * 86_400_000, failedMs: 90 * 86_400_000, maxBytes: 10 * 1024 ** 3 },
+      search: false,
+      defaults: { store: "none" },
+    });
+  });
+});
+
+it("the page on the ledger shows a configuration that holds", () => {
+  const page = readFileSync(new URL("../docs/ledger.md", import.meta.url), "utf8");
+  const [, toml] = /^```toml\n(.*?)^```/ms.exec(page) ?? [];
+  expect(load(toml!)).toMatchObject({ retention: { completedMs: 30 * 86_400_000 }, search: true });
+});
+
+describe("a list of prices", () => {
+  const listed = (toml: string) => JSON.stringify(written(toml));
+
+  it("comes behind the prices of the file, which win", () => {
+    const path = listed("[prices.b]\ninput = 3\noutput = 4\n[prices.a]\ninput = 9\noutput = 9");
+    const config = load(`prices_file = ${path}\n[prices.a]\ninput = 1\noutput = 2`);
+    expect(config.prices).toEqual([
+      { model: "a", input: 1, output: 2 },
+      { model: "b", input: 3, output: 4 },
+    ]);
+    expect(config.source.pricesFile).toBe(JSON.parse(path));
+    const again = load(describeConfig(config));
+    expect(again.prices).toEqual(config.prices);
+    expect(describeConfig(config)).toContain(`# list of prices: ${JSON.parse(path)}\n`);
+  });
+
+  it("is looked for beside the file that names it, and by a variable in the working directory", () => {
+    const prices = "[prices.m]\ninput = 1\noutput = 1";
+    const elsewhere = mkdtempSync(join(directory, "elsewhere-"));
+    writeFileSync(join(elsewhere, "list.toml"), prices);
+    const file = join(elsewhere, "outlast.toml");
+    writeFileSync(file, 'prices_file = "list.toml"');
+    expect(loadConfig({ env: {}, file, flags: {} }).prices).toHaveLength(1);
+    const env = { OUTLAST_PRICES_FILE: "list.toml" };
+    expect(problemsOf(() => loadConfig({ env, file, flags: {} }))).toEqual([
+      'prices_file: "list.toml" cannot be read: no such file (from OUTLAST_PRICES_FILE)',
+    ]);
+    writeFileSync(join(directory, "list.toml"), prices);
+    expect(loadConfig({ env, file, flags: {} }).prices).toHaveLength(1);
+  });
+
+  it.each([
+    ["[prices.m]\ninput = 1", /^prices\.m\.output: is missing; it must be .*\(from (.*)\)$/],
+    ["[prices.m]\ninput = -1\noutput = 1", /^prices\.m\.input: must be .*, got -1 \(from (.*)\)$/],
+    ["[prices.m]\ninput = 1\noutput = 1\nfree = 1", /^prices\.m\.free: unknown key.* \(from (.*)\)$/],
+    ["port = 1\n[prices]", /^port: unknown key; allowed here: prices \(from (.*)\)$/],
+    ["", /^prices: must be a table \(from (.*)\)$/],
+    ["[prices", /^prices_file: (.*):1:\d+: not TOML: .* \(from .*\.toml\)$/],
+  ])("that is %j is refused, with its own name", (toml, message) => {
+    const path = written(toml);
+    const [, named] = message.exec(problem(`prices_file = ${JSON.stringify(path)}`)) ?? [];
+    expect(named).toBe(path);
+  });
+
+  it("comes with Outlast: public prices, each with what a record needs", () => {
+    const path = new URL("../examples/prices.toml", import.meta.url).pathname;
+    const { prices } = load(`prices_file = ${JSON.stringify(path)}`);
+    expect(prices.length).toBeGreaterThan(40);
+    for (const { model, input, output, cachedInput = input } of prices) {
+      expect(input, model).toBeGreaterThan(0);
+      expect(cachedInput, model).toBeLessThanOrEqual(input);
+      // Embeddings have no output.
+      if (!model.includes("embed")) expect(output, model).toBeGreaterThan(input);
+    }
+    const usage = { prompt: 1_000_000, cached: 400_000, output: 1_000_000 };
+    expect(costOf(prices, "openai", "gpt-4o", usage)).toBeCloseTo(0.6 * 2.5 + 0.4 * 1.25 + 10);
+    expect(costOf(prices, "anthropic", "claude-opus-4-5-20251101", usage)).toBeCloseTo(
+      0.6 * 5 + 0.4 * 0.5 + 25,
+    );
+    expect(costOf(prices, "groq", "openai/gpt-oss-120b", usage)).toBeDefined();
+    expect(costOf(prices, "openai", "unheard-of", usage)).toBeUndefined();
   });
 });
 
@@ -642,6 +764,19 @@ describe("bad values", () => {
     ["[defaults]\nmax_attempts = 0", "defaults.max_attempts: must be a whole number from 1"],
     ['[defaults]\npriority = "urgent"', "defaults.priority: must be one of"],
     ['[log]\nlevel = "loud"', "log.level: must be one of"],
+    ['[defaults]\nstore = "some"', 'defaults.store: must be one of "last", "all", "none", got "some"'],
+    [`${upstream("a")}[routes.m]\ntargets = ["a"]\nstore = true`, "routes.m.store: must be one of"],
+    ["[retention]\ncompleted = 0", "retention.completed: must be a number of seconds or a time such as"],
+    ['[retention]\nbodies = "101 years"', "retention.bodies: must be a number of seconds or a time such as"],
+    ['[retention]\nfailed = "36501d"', "at most 36500d"],
+    ["[retention]\nmax_size = 10", 'retention.max_size: must be a number of bytes or a size such as "32MB"'],
+    ["[retention]\nmax_size = 10", "64MB at least, got 10"],
+    [
+      "[retention]\ndays = 3",
+      "retention.days: unknown key; allowed here: completed, failed, cancelled, bodies",
+    ],
+    ['[search]\nenabled = "maybe"', 'search.enabled: must be true or false, got "maybe"'],
+    ['prices_file = ""', "prices_file: must be the path of a file"],
     ["[[api_keys]]\nkey = 12345678", "api_keys[0].key: must be at least 8 visible ASCII characters"],
     ["[[api_keys]]", "api_keys[0].key: is missing"],
     ['[[api_keys]]\nkey = "12345678"\nrole = "root"', 'api_keys[0].role: must be one of "user", "operator"'],

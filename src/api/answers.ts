@@ -5,9 +5,10 @@ import type { HeaderList } from "../core/headers.ts";
 import type { Ended } from "../core/ports.ts";
 import type { Queue } from "../core/queue.ts";
 import type { RequestRecord } from "../core/request.ts";
+import { bodiesErased } from "../core/rounds.ts";
 import type { Instead } from "../core/substitutes.ts";
 import type { ApiOptions } from "./context.ts";
-import { comeBack, errorReply, failureReply, jsonReply } from "./errors.ts";
+import { comeBack, errorReply, failureOf, failureReply, jsonReply } from "./errors.ts";
 import { answerOf, pollUrl, presentAsync, requestHeaders } from "./present.ts";
 import { oursAlone, type Reply } from "./reply.ts";
 
@@ -58,6 +59,11 @@ export function endedReply(ended: Ended, replayed: boolean): Reply {
     const message = "The request was cancelled.";
     const reply = errorReply(new AppError("request_cancelled", message));
     return { ...reply, headers: [...reply.headers, ...ours, ["x-should-retry", "false"]] };
+  }
+  // The call is not made again: who needs it may send it as a new request, or under another key.
+  if (record.state === "completed" && record.bodiesErasedAt !== undefined) {
+    const reply = failureReply(failureOf(bodiesErased(record.id)), ours);
+    return { ...reply, headers: [...reply.headers, ["x-should-retry", "false"]] };
   }
   const answer = answerOf(ended);
   if (record.state === "failed") ours.push(["x-should-retry", "false"]);

@@ -5,22 +5,28 @@ import { RESPONSE_ALREADY_SENT } from "@hono/node-server/utils/response";
 import { type Context, Hono } from "hono";
 import type { Place } from "../core/admission.ts";
 import { AppError, faultText } from "../core/errors.ts";
+import { replayRequest, retryRequest } from "./again.ts";
+import { askBulk, cancelBulk, getBulk, listBulks } from "./bulks.ts";
 import { getCompletion, postCompletion, postEmbeddings } from "./completions.ts";
 import type { Connections } from "./connections.ts";
 import type { ApiOptions, Call, Handler } from "./context.ts";
 import { errorReply, jsonReply } from "./errors.ts";
+import { countRequests, listDeadLetters, listRequests } from "./lists.ts";
 import { createModels } from "./models.ts";
 import { passThroughUnread } from "./passthrough.ts";
 import { type Reply, send } from "./reply.ts";
-import { cancelRequest, getAttempts, getRequest, listRequests } from "./requests.ts";
+import { cancelRequest, eraseRequest, getAttempts, getRequest, resolveRequest } from "./requests.ts";
 import { getStream } from "./stream.ts";
 import { listUpstreams } from "./upstreams.ts";
+import { getUsage } from "./usage.ts";
 
 type Bindings = { incoming: IncomingMessage; outgoing: ServerResponse };
 type AppContext = Context<{ Bindings: Bindings }>;
 
 /** What is only let through but takes nothing but JSON. */
 const jsonPaths = ["completions", "responses", "moderations", "messages", "rerank"];
+
+const bulkActions = ["retry", "cancel", "erase", "resolve"] as const;
 
 export function createApp(options: ApiOptions, connections: Connections): Hono<{ Bindings: Bindings }> {
   const app = new Hono<{ Bindings: Bindings }>();
@@ -57,12 +63,25 @@ export function createApp(options: ApiOptions, connections: Connections): Hono<{
   app.all("/v1/upstreams", v1(noSuchRoute));
   app.get("/v1/chat/completions/:id", v1(getCompletion));
   app.get("/v1/requests", v1(listRequests));
+  app.get("/v1/requests/counts", v1(countRequests));
+  app.get("/v1/requests/dead_letters", v1(listDeadLetters));
   app.get("/v1/requests/:id", v1(getRequest));
   app.get("/v1/requests/:id/attempts", v1(getAttempts));
   app.get("/v1/requests/:id/stream", v1(getStream));
+  app.delete("/v1/requests/:id", v1(eraseRequest));
   app.post("/v1/requests/:id/cancel", v1(cancelRequest));
-  app.all("/v1/requests/*", v1(noSuchRoute));
-  app.all("/v1/requests", v1(noSuchRoute));
+  app.post("/v1/requests/:id/retry", v1(jsonIfAny(retryRequest)));
+  app.post("/v1/requests/:id/replay", v1(jsonIfAny(replayRequest)));
+  app.post("/v1/requests/:id/resolve", v1(jsonIfAny(resolveRequest)));
+  for (const action of bulkActions) app.post(`/v1/requests/${action}`, v1(jsonRoute(askBulk(action))));
+  app.get("/v1/bulks", v1(listBulks));
+  app.get("/v1/bulks/:id", v1(getBulk));
+  app.post("/v1/bulks/:id/cancel", v1(cancelBulk));
+  app.get("/v1/usage", v1(getUsage));
+  for (const own of ["requests", "bulks", "usage"]) {
+    app.all(`/v1/${own}/*`, v1(noSuchRoute));
+    app.all(`/v1/${own}`, v1(noSuchRoute));
+  }
   app.get("/v1/models", v1(models.list));
   app.get("/v1/models/:id{.+}", v1(models.get));
   for (const path of jsonPaths) app.post(`/v1/${path}`, v1(jsonRoute(passThroughUnread)));
@@ -94,14 +113,26 @@ function jsonRoute(handler: Handler): Handler {
   };
 }
 
-/** Look-ups that do not wait, and cancellations: they end at once, and help where everything else is too much. */
+/** A body, where there is one, has to be JSON: without one, what a web page sends names its origin. */
+const jsonIfAny = (handler: Handler): Handler => {
+  const withBody = jsonRoute(handler);
+  return (call, options) => {
+    const { "content-length": length = "0", "transfer-encoding": encoding } = call.incoming.headers;
+    return (length === "0" && encoding === undefined ? handler : withBody)(call, options);
+  };
+};
+
+/** Look-ups that do not wait, and what ends requests: they end at once, and help where everything else is too much. */
 function isBrief({ method, url = "" }: IncomingMessage, query: URLSearchParams): boolean {
-  if (method === "POST") return /^\/v1\/requests\/[^/?]+\/cancel(\?|$)/.test(url);
+  if (method === "DELETE") return /^\/v1\/requests\//.test(url);
+  if (method === "POST") {
+    return /^\/v1\/(requests|bulks)\/([^/?]+\/)?(cancel|resolve|erase)(\?|$)/.test(url);
+  }
   return (
     method === "GET" &&
     !query.has("wait") &&
     !/^\/v1\/requests\/[^/?]+\/stream/.test(url) &&
-    /^\/v1\/(requests([/?]|$)|upstreams\/?(\?|$)|chat\/completions\/req_)/.test(url)
+    /^\/v1\/((requests|bulks|usage)([/?]|$)|upstreams\/?(\?|$)|chat\/completions\/req_)/.test(url)
   );
 }
 

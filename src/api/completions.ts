@@ -23,31 +23,42 @@ import { type Reading, type StreamHooks, tellStream } from "./stream.ts";
 const recorded =
   (endpoint: Endpoint): Handler =>
   async (call, options) => {
-    const { submission, asked } = await taken(endpoint, call, options);
-    // It is on disk now, and counted with the call that sends it.
-    call.place.drop();
-    if (submission.hasGone) return undefined;
-    const applied: HeaderList = asked.preferenceApplied
-      ? [["preference-applied", asked.preferenceApplied]]
-      : [];
-    const reply = await (asked.terms.stream
-      ? streamTo(submission, asked, applied, call, options)
-      : adoptably(submission, call, options, () => replyTo(submission, asked, call, options)));
-    return reply && { ...reply, headers: [...reply.headers, ...applied] };
+    const taken = await take(endpoint, call, options);
+    return give(taken, call, options);
   };
 
 export const postCompletion = recorded(chat);
 export const postEmbeddings = recorded(embeddings);
 
+/** What was submitted, and what its caller asked for. */
+export interface Taken {
+  submission: Submission;
+  asked: Asked;
+}
+
 /** Reads a call and submits it. A function of its own, so that nothing keeps the body while the caller waits. */
-async function taken(
-  endpoint: Endpoint,
-  call: Call,
-  options: ApiOptions,
-): Promise<{ submission: Submission; asked: Asked }> {
+async function take(endpoint: Endpoint, call: Call, options: ApiOptions): Promise<Taken> {
   const body = parseBody(await readBody(call, options.maxBodyBytes));
   const { draft, asked } = readDraft(endpoint, call, body, options);
   return { submission: await options.queue.submit(draft), asked };
+}
+
+/** Gives the caller of a request what it asked for. */
+export async function give(
+  { submission, asked }: Taken,
+  call: Call,
+  options: ApiOptions,
+): Promise<Reply | undefined> {
+  // It is on disk now, and counted with the call that sends it.
+  call.place.drop();
+  if (submission.hasGone) return undefined;
+  const applied: HeaderList = asked.preferenceApplied
+    ? [["preference-applied", asked.preferenceApplied]]
+    : [];
+  const reply = await (asked.terms.stream
+    ? streamTo(submission, asked, applied, call, options)
+    : adoptably(submission, call, options, () => replyTo(submission, asked, call, options)));
+  return reply && { ...reply, headers: [...reply.headers, ...applied] };
 }
 
 /**

@@ -4,14 +4,17 @@ import { isUtf8 } from "node:buffer";
 import { hash } from "node:crypto";
 import { hashInputs } from "../core/embeddings.ts";
 import { AppError } from "../core/errors.ts";
-import { toUpstream } from "../core/headers.ts";
-import type { Checks } from "../core/ports.ts";
+import { type HeaderList, toUpstream } from "../core/headers.ts";
+import type { Checks, Upstream } from "../core/ports.ts";
 import type { Draft } from "../core/queue.ts";
+import type { ValidateWish } from "../core/wishes.ts";
 import { callHashOf, fingerprintOf, type JsonBody, withoutOurs } from "./body.ts";
 import { type ApiOptions, type Call, headersOf } from "./context.ts";
+import type { HeaderOf } from "./guard.ts";
 import { whenGone } from "./hang-up.ts";
 import { checksOf, sizeOf } from "./measure.ts";
 import { type Asked, readAsked } from "./options.ts";
+import { originOf, promptHashOf } from "./origin.ts";
 
 /** An endpoint whose calls are recorded. */
 export interface Endpoint {
@@ -36,6 +39,25 @@ export const embeddings: Endpoint = {
   isChat: false,
 };
 
+export const endpointOf = ({ endpoint }: { endpoint: string }): Endpoint =>
+  endpoint === embeddings.name ? embeddings : chat;
+
+/** Where a draft comes from: a call, or a request that is made again. */
+export interface Source {
+  endpoint: Endpoint;
+  body: JsonBody;
+  /** What is asked of us: members of the body, and headers. */
+  fields: Record<string, unknown>;
+  header: HeaderOf;
+  path: string;
+  /** Those that go to an upstream. */
+  headers: HeaderList;
+  /** What its answer is measured by, where that is known already. */
+  measure?: Measure;
+  /** The request that is made again. */
+  replayOf?: string;
+}
+
 /** @throws AppError naming the field and what is allowed */
 export function readDraft(
   endpoint: Endpoint,
@@ -43,30 +65,57 @@ export function readDraft(
   body: JsonBody,
   options: ApiOptions,
 ): { draft: Draft; asked: Asked } {
+  const headers = toUpstream(headersOf(call), true);
+  const { header, path } = call;
+  return draftFrom({ endpoint, body, fields: body.value, header, path, headers }, call, options);
+}
+
+/** @throws AppError naming the field and what is allowed */
+export function draftFrom(source: Source, call: Call, options: ApiOptions): { draft: Draft; asked: Asked } {
+  const { endpoint, body, fields, header } = source;
   checkBody(body.value, endpoint);
   const { defaults, table, clock, upstream } = options;
   // A stream of vectors there is none: what the body says of it is the upstream's to judge.
-  const value = endpoint.isChat ? body.value : { ...body.value, stream: undefined };
-  const asked = readAsked(value, call.header, defaults, table, clock.now());
+  const value = endpoint.isChat ? fields : { ...fields, stream: undefined };
+  const where = source.replayOf === undefined ? "outlast" : "options";
+  const asked = readAsked(value, header, defaults, table, clock.now(), where);
   const { terms, wishes } = asked;
   const { validate, onFailure } = wishes;
   // A completion is no answer to a call for vectors.
   if (!endpoint.isChat && onFailure)
     wishes.onFailure = onFailure.staleMs ? { staleMs: onFailure.staleMs } : undefined;
-  const checks = endpoint.isChat
-    ? checksOf(body.value, validate, (schema) => upstream.schemaProblem(schema), asked.validatesItself)
-    : undefined;
+  const { checks, maxInvalid } =
+    source.measure ?? measureOf(endpoint, body, validate, asked.validatesItself, upstream);
   terms.size = sizeOf(body.value);
-  if (checks?.invalidIf.length) {
-    terms.maxInvalid = validate?.maxRetries;
+  if (maxInvalid !== undefined) {
+    terms.maxInvalid = maxInvalid;
     // What was told of an invalid answer could not be taken back.
     if (terms.stream) terms.stream.mode = "buffered";
   }
-  const draft = draftOf(endpoint, call, body, asked, checks);
-  return { draft, asked };
+  return { draft: draftOf(source, call, asked, checks), asked };
 }
 
-function checkBody(value: Record<string, unknown>, { required, mustBeArray, isChat }: Endpoint): void {
+/** What an answer is measured by, and how many further attempts one that is not valid may cause. */
+export interface Measure {
+  checks?: Checks;
+  maxInvalid?: number;
+}
+
+/** @throws AppError `invalid_parameter` where it is the caller's own wish (`isOwn`) and cannot be done */
+export function measureOf(
+  { isChat }: Endpoint,
+  { value }: JsonBody,
+  wish: ValidateWish | undefined,
+  isOwn: boolean,
+  upstream: Upstream,
+): Measure {
+  if (!isChat) return {};
+  const checks = checksOf(value, wish, (schema) => upstream.schemaProblem(schema), isOwn);
+  return { checks, maxInvalid: checks?.invalidIf.length ? wish?.maxRetries : undefined };
+}
+
+/** @throws AppError `missing_required_parameter`, `invalid_parameter` */
+export function checkBody(value: Record<string, unknown>, { required, mustBeArray, isChat }: Endpoint): void {
   const missing = (param: string) =>
     new AppError("missing_required_parameter", `Missing required parameter: \`${param}\`.`, { param });
   if (value.model === undefined) throw missing("model");
@@ -89,21 +138,14 @@ function checkBody(value: Record<string, unknown>, { required, mustBeArray, isCh
 const toldToUs =
   /^(outlast-options|api-key|x-api-key|x-goog-api-key|cookie|proxy-authorization|x-forwarded-(user|email))$/;
 
-function draftOf(
-  endpoint: Endpoint,
-  call: Call,
-  body: JsonBody,
-  asked: Asked,
-  checks: Checks | undefined,
-): Draft {
+function draftOf(source: Source, call: Call, asked: Asked, checks: Checks | undefined): Draft {
+  const { endpoint, body, headers, replayOf } = source;
   const { project } = call.caller;
-  const all = headersOf(call);
-  const headers = toUpstream(all, true);
-  const told = [...headers, ...all.filter(([name]) => toldToUs.test(name))];
+  const told = [...headers, ...headersOf(call).filter(([name]) => toldToUs.test(name))];
   const { idempotencyKey, terms, priority, runAt, tags, mode, wishes } = asked;
   const repeatable = idempotencyKey === undefined && terms.held && terms.onDisconnect === "continue";
   const authorization = call.header("authorization");
-  const path = call.path.replace(/\/(?=\?|$)/, "");
+  const path = source.path.replace(/\/(?=\?|$)/, "");
   const mayRepeat = wishes.onFailure?.staleMs !== undefined || (endpoint.isChat && wishes.cache);
   const needsFingerprint = idempotencyKey !== undefined || mayRepeat;
   const fingerprint = needsFingerprint ? fingerprintOf(body) : undefined;
@@ -116,8 +158,11 @@ function draftOf(
     priority,
     runAt,
     tags,
+    origin: originOf(body.value, call.header),
+    promptHash: endpoint.isChat ? promptHashOf(body.value) : undefined,
+    replayOf,
     idempotencyKey,
-    fingerprint: idempotencyKey === undefined ? undefined : fingerprint,
+    fingerprint: idempotencyKey === undefined ? undefined : replayedAs(replayOf, fingerprint!),
     bodyHash: mayRepeat
       ? sha256(JSON.stringify([path, terms.upstream, fingerprint, ...rulesOf(checks)]))
       : undefined,
@@ -138,6 +183,10 @@ function draftOf(
   }
   return draft;
 }
+
+/** Two replays under one key are the same one only if they are of the same request. */
+const replayedAs = (replayOf: string | undefined, fingerprint: string): string =>
+  replayOf === undefined ? fingerprint : sha256(replayOf + fingerprint);
 
 /** What was never held against these rules may not follow them. */
 const rulesOf = (checks: Checks | undefined): unknown[] =>

@@ -22,6 +22,11 @@ const table: Record<ErrorCode, [status: number, type: string]> = {
   idempotency_key_reused: [400, invalid],
   request_cancelled: [400, invalid],
   request_ended: [400, invalid],
+  request_active: [400, invalid],
+  request_completed: [400, invalid],
+  request_not_failed: [400, invalid],
+  bodies_erased: [410, invalid],
+  bulk_not_found: [404, invalid],
   request_not_found: [404, invalid],
   model_not_found: [404, invalid],
   upstream_not_found: [400, invalid],
@@ -89,4 +94,11 @@ export function failureReply(failure: Failure, headers: HeaderList): Reply {
 
 export function jsonReply(status: number, body: unknown, headers: HeaderList = []): Reply {
   return { status, headers: [["content-type", "application/json"], ...headers], body: JSON.stringify(body) };
+}
+
+/** A list in OpenAI's shape; what has no id of its own is no cursor. */
+export function listReply(data: object[], hasMore = false): Reply {
+  const idOf = (item: object | undefined) => (item && "id" in item ? item.id : null);
+  const ends = { first_id: idOf(data[0]), last_id: idOf(data.at(-1)), has_more: hasMore };
+  return jsonReply(200, { object: "list", data, ...ends });
 }

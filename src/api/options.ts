@@ -3,6 +3,7 @@
 import { z } from "zod";
 import { parseDuration } from "../core/duration.ts";
 import { AppError } from "../core/errors.ts";
+import type { RetryChange } from "../core/ledger/ports.ts";
 import type { OnDisconnect, OnUnknown, Priority, StreamTerms, Terms } from "../core/request.ts";
 import { type RouteTable, routeFor } from "../core/routing.ts";
 import type { CacheWish, FailureWish, ValidateWish } from "../core/wishes.ts";
@@ -24,6 +25,7 @@ export interface Defaults {
   validate?: ValidateWish | false;
   cache?: CacheWish | false;
   onFailure?: FailureWish | false;
+  store?: "all" | "none";
 }
 
 /** How the caller wants its answer. */
@@ -76,11 +78,24 @@ const optionsSchema = z.strictObject({
   on_disconnect: z.enum(["continue", "cancel"]).optional(),
   stream_mode: z.enum(["live", "buffered"]).optional(),
   tags: z.array(z.string().min(1).max(64)).max(16).optional(),
+  store: z.enum(["all", "last", "none"]).optional(),
   validate: wishFields.validate.optional(),
   cache: wishFields.cache.optional(),
   on_failure: wishFields.on_failure.optional(),
 });
 type Options = z.infer<typeof optionsSchema>;
+
+/** What another round of a request may have otherwise; of many requests, all but what is read from each one's body. */
+const roundsSchema = optionsSchema.pick({
+  deadline: true,
+  max_attempts: true,
+  priority: true,
+  run_at: true,
+  delay: true,
+  upstream: true,
+  on_unknown: true,
+});
+const roundSchema = roundsSchema.extend({ validate: optionsSchema.shape.validate });
 
 const durations = 'as a number of seconds, or as text such as "30s", "10m", "24h"';
 const meaning: Record<keyof Options, string> = {
@@ -94,6 +109,7 @@ const meaning: Record<keyof Options, string> = {
   on_disconnect: 'must be "continue" or "cancel"',
   stream_mode: 'must be "live" or "buffered"',
   tags: "must be a list of at most 16 texts of 1 to 64 characters",
+  store: 'must be "all", "last" or "none"',
   ...wishMeaning,
 };
 
@@ -102,6 +118,7 @@ const waitSchema = z.union([z.boolean(), z.number().min(0).max(86_400)]);
 /**
  * Reads what the caller asked for; a body field goes before its header.
  * @param now epoch ms
+ * @param where what errors call the member that our options stand in
  * @throws AppError `invalid_parameter`, `invalid_idempotency_key`, naming the field and what is allowed
  */
 export function readAsked(
@@ -110,14 +127,13 @@ export function readAsked(
   defaults: Defaults,
   table: RouteTable,
   now: number,
+  where = "outlast",
 ): Asked {
-  const options = readOptions(body, header, now);
+  const options = readOptions(body, header, now, where);
   const route = typeof body.model === "string" ? routeFor(table, body.model) : undefined;
   const { mode, preferenceApplied } = readMode(body.wait, header("prefer"), defaults);
   const held = mode.kind === "held";
-  if (options.run_at !== undefined && options.delay !== undefined) {
-    throw invalid("outlast.delay", "cannot be combined with `run_at`: give one of the two");
-  }
+  checkTimes(options, where);
   const runAt = options.run_at ?? (options.delay === undefined ? undefined : now + options.delay);
   return {
     mode,
@@ -131,7 +147,8 @@ export function readAsked(
       onDisconnect: options.on_disconnect ?? defaults.onDisconnect,
       held,
       upstream: options.upstream,
-      stream: readStream(body, options),
+      stream: readStream(body, options.stream_mode),
+      store: storeOf(options.store ?? route?.store ?? defaults.store),
     },
     priority: options.priority ?? defaults.priority ?? (mode.kind === "async" ? "default" : "interactive"),
     runAt: runAt !== undefined && runAt > now ? runAt : undefined,
@@ -141,20 +158,58 @@ export function readAsked(
   };
 }
 
+/**
+ * What another round of a request is to have otherwise, and how its answer is to be validated.
+ * @param isOne of one request; of many, there is no `validate`
+ * @param now epoch ms
+ * @throws AppError `invalid_parameter`, `upstream_not_found`
+ */
+export function readChange(
+  value: unknown,
+  isOne: boolean,
+  table: RouteTable,
+  now: number,
+): { change: RetryChange; validate?: ValidateWish | false } {
+  const schema = isOne ? roundSchema : roundsSchema;
+  const { validate, ...asked } = parseOptions(value ?? {}, "options", now, schema) as Options;
+  checkTimes(asked, "options");
+  if (asked.upstream !== undefined && !table.upstreams.some(({ name }) => name === asked.upstream)) {
+    throw new AppError("upstream_not_found", "There is no such upstream.", { param: "options.upstream" });
+  }
+  const terms: Partial<Terms> = {
+    ...(asked.max_attempts !== undefined && { maxAttempts: asked.max_attempts }),
+    ...(asked.deadline !== undefined && { deadlineMs: asked.deadline, ownDeadline: true }),
+    ...(asked.on_unknown !== undefined && { onUnknown: asked.on_unknown }),
+    ...(asked.upstream !== undefined && { upstream: asked.upstream }),
+  };
+  return { change: { terms, priority: asked.priority, runAt: asked.run_at, delayMs: asked.delay }, validate };
+}
+
+function checkTimes({ run_at, delay }: Pick<Options, "run_at" | "delay">, where: string): void {
+  if (run_at === undefined || delay === undefined) return;
+  throw invalid(`${where}.delay`, "cannot be combined with `run_at`: give one of the two");
+}
+
+/** The last attempt's is what is kept where nobody says anything else. */
+const storeOf = (store: Options["store"]) => (store === "last" ? undefined : store);
+
 /** How a stream is told says nothing about a plain answer: the option may stand in a header that every call has. */
-function readStream(body: Record<string, unknown>, options: Options): StreamTerms | undefined {
+export function readStream(
+  body: Record<string, unknown>,
+  mode: StreamTerms["mode"] = "live",
+): StreamTerms | undefined {
   const wanted: unknown = body.stream_options ?? {};
   if (typeof wanted !== "object" || Array.isArray(wanted))
     throw invalid("stream_options", "must be an object");
   if (body.stream !== true) return undefined;
   const usage = "include_usage" in wanted! && wanted.include_usage === true;
-  return { mode: options.stream_mode ?? "live", usage };
+  return { mode, usage };
 }
 
-function readOptions(body: Record<string, unknown>, header: HeaderOf, now: number): Options {
+function readOptions(body: Record<string, unknown>, header: HeaderOf, now: number, where: string): Options {
   const text = header("outlast-options");
   const fromHeader = text === undefined ? {} : parseOptions(parseJson(text), "Outlast-Options", now);
-  const fromBody = parseOptions(body.outlast ?? {}, "outlast", now);
+  const fromBody = parseOptions(body.outlast ?? {}, where, now);
   return { ...fromHeader, ...fromBody };
 }
 
@@ -166,8 +221,13 @@ function parseJson(text: string): unknown {
   }
 }
 
-function parseOptions(value: unknown, where: string, now: number): Options {
-  const parsed = optionsSchema.safeParse(value);
+function parseOptions(
+  value: unknown,
+  where: string,
+  now: number,
+  schema: z.ZodObject = optionsSchema,
+): Options {
+  const parsed = schema.safeParse(value) as z.ZodSafeParseResult<Options>;
   if (parsed.success) {
     if ((parsed.data.run_at ?? 0) > now + yearMs) throw invalid(`${where}.run_at`, meaning.run_at);
     return parsed.data;
@@ -175,7 +235,7 @@ function parseOptions(value: unknown, where: string, now: number): Options {
   const issue = parsed.error.issues[0]!;
   // One in an option is told of with that option.
   if (issue.code === "unrecognized_keys" && issue.path.length === 0) {
-    const allowed = Object.keys(optionsSchema.shape).join(", ");
+    const allowed = Object.keys(schema.shape).join(", ");
     throw invalid(`${where}.${issue.keys[0]}`, `is not an option. Allowed: ${allowed}`);
   }
   const name = issue.path[0] as keyof Options | undefined;
@@ -222,7 +282,8 @@ function readPrefer(prefer: string | undefined): { seconds?: number; async: bool
   return async ? { async } : undefined;
 }
 
-function readKey(body: Record<string, unknown>, header: HeaderOf): string | undefined {
+/** @throws AppError `invalid_idempotency_key` */
+export function readKey(body: Record<string, unknown>, header: HeaderOf): string | undefined {
   const fromHeader = unquoted(header("idempotency-key"));
   const fromBody = body.idempotency_key ?? undefined;
   if (fromBody !== undefined && typeof fromBody !== "string") {
@@ -246,5 +307,5 @@ function unquoted(key: string | undefined): string | undefined {
   return trimmed && /^".*"$/.test(trimmed) && trimmed.length >= 2 ? trimmed.slice(1, -1) : trimmed;
 }
 
-const invalid = (param: string, what: string): AppError =>
+export const invalid = (param: string, what: string): AppError =>
   new AppError("invalid_parameter", `\`${param}\`: ${what}.`, { param });

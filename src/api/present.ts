@@ -6,14 +6,15 @@ import type { Waiting } from "../core/lanes.ts";
 import type { Ended, Part } from "../core/ports.ts";
 import {
   type AttemptRecord,
+  causeOf,
   type Findings,
   isReady,
   laneParts,
   type RequestRecord,
 } from "../core/request.ts";
 
-const iso = (at: number): string => new Date(at).toISOString();
-const isoOrNull = (at: number | undefined): string | null => (at === undefined ? null : iso(at));
+export const iso = (at: number): string => new Date(at).toISOString();
+export const isoOrNull = (at: number | undefined): string | null => (at === undefined ? null : iso(at));
 export const textOf = (bytes: Uint8Array): string =>
   Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength).toString("utf8");
 
@@ -64,9 +65,12 @@ export function presentAttempt(attempt: AttemptRecord): AttemptObject {
     round: attempt.round,
     upstream: attempt.upstream,
     model: attempt.model,
+    due_at: isoOrNull(attempt.dueAt),
+    waited_for: attempt.waitedFor ?? null,
     started_at: iso(attempt.startedAt),
     ended_at: isoOrNull(attempt.endedAt),
     latency_ms: since(attempt.endedAt),
+    connect_ms: since(attempt.connectedAt),
     first_byte_ms: since(attempt.firstByteAt),
     status: attempt.status ?? null,
     verdict: attempt.verdict ?? null,
@@ -84,7 +88,7 @@ export function presentAttempt(attempt: AttemptRecord): AttemptObject {
 
 /** Everything but `result`, which is joined as text so that numbers stay as the upstream wrote them. */
 export function presentRequest(record: RequestRecord, waiting: Waiting | undefined): RequestObject {
-  const { error } = record;
+  const { error, origin = {} } = record;
   return {
     id: record.id,
     object: "request",
@@ -120,14 +124,24 @@ export function presentRequest(record: RequestRecord, waiting: Waiting | undefin
     waiting_for: waiting?.why ?? null,
     duplicate_possible: record.duplicatePossible,
     tags: record.tags,
-    replay_of: null,
+    replay_of: record.replayOf ?? null,
+    priority: record.priority,
+    user: origin.user ?? null,
+    safety_identifier: origin.safetyIdentifier ?? null,
+    metadata: origin.metadata ?? null,
+    trace_id: origin.traceId ?? null,
+    client_request_id: origin.clientRequestId ?? null,
+    prompt_hash: record.promptHash ?? null,
+    caused_by: causeOf(record) ?? null,
+    resolved_at: isoOrNull(record.resolvedAt),
+    bodies_erased_at: isoOrNull(record.bodiesErasedAt),
   };
 }
 
-/** The record as JSON text, with raw JSON texts (an answer, a body) as further or other members. */
-export function withRawMembers(record: RequestObject, raw: Record<string, string | undefined>): string {
+/** An object as JSON text, with raw JSON texts (an answer, a body) as further or other members. */
+export function withRawMembers(object: object, raw: Record<string, string | undefined>): string {
   const given = Object.entries(raw).filter(([, json]) => json !== undefined);
-  const own = { ...record, ...Object.fromEntries(given.map(([name]) => [name, undefined])) };
+  const own = { ...object, ...Object.fromEntries(given.map(([name]) => [name, undefined])) };
   const members = given.map(([name, json]) => `,"${name}":${json}`);
   return `${JSON.stringify(own).slice(0, -1)}${members.join("")}}`;
 }

@@ -1,13 +1,13 @@
-/** /v1/requests: look up, list, wait, cancel (DESIGN §4.3). */
+/** /v1/requests/{id}: look up, wait, cancel, resolve, erase (DESIGN §4.3). */
 
 import { z } from "zod";
-import type { AttemptObject, RequestObject } from "../contract.ts";
 import { AppError } from "../core/errors.ts";
 import type { HeaderList } from "../core/headers.ts";
-import type { ListQuery } from "../core/ports.ts";
-import { isTerminal, type RequestRecord, type State } from "../core/request.ts";
+import { type AttemptRecord, isTerminal, type RequestRecord } from "../core/request.ts";
+import { readAsk } from "./ask.ts";
 import type { ApiOptions, Call, Handler } from "./context.ts";
 import { jsonReply } from "./errors.ts";
+import { withBodies } from "./exchanges.ts";
 import { waitWithCaller } from "./hang-up.ts";
 import {
   presentAttempt,
@@ -19,87 +19,9 @@ import {
 } from "./present.ts";
 import type { Reply } from "./reply.ts";
 
-const states: State[] = ["queued", "processing", "retrying", "completed", "failed", "cancelled"];
-const includable = ["body", "attempts"];
-
-const instant = z.union([
-  z
-    .string()
-    .regex(/^\d{1,12}(\.\d+)?$/)
-    .transform((seconds) => Math.round(Number(seconds) * 1000)),
-  z.iso.datetime({ offset: true }).transform((text) => Date.parse(text)),
-]);
-
-const listSchema = z.strictObject({
-  limit: z.coerce.number().int().min(1).max(100).default(20),
-  after: z.string().min(1).max(100).optional(),
-  order: z.enum(["asc", "desc"]).default("desc"),
-  status: z
-    .string()
-    .transform((list) => list.split(","))
-    .pipe(z.array(z.enum(states)))
-    .optional(),
-  model: z.string().optional(),
-  upstream: z.string().optional(),
-  error_code: z.string().optional(),
-  endpoint: z.string().optional(),
-  tag: z.string().optional(),
-  idempotency_key: z.string().optional(),
-  created_after: instant.optional(),
-  created_before: instant.optional(),
-});
-
-const meaning: Record<string, string> = {
-  limit: "must be a whole number from 1 to 100",
-  after: "must be the id of a request of an earlier page",
-  order: 'must be "asc" or "desc"',
-  status: `must be one or more of ${states.join(", ")}, separated by commas`,
-  created_after: "must be Unix seconds or an ISO 8601 instant",
-  created_before: "must be Unix seconds or an ISO 8601 instant",
-};
-
-/** @throws AppError `invalid_parameter`, naming the field and what is allowed */
-function readQuery(call: Call): ListQuery {
-  const parsed = listSchema.safeParse(Object.fromEntries(call.query));
-  if (!parsed.success) {
-    const issue = parsed.error.issues[0]!;
-    const unknown = issue.code === "unrecognized_keys" ? issue.keys[0] : undefined;
-    const param = unknown ?? String(issue.path[0]);
-    const allowed = `is not a parameter. Allowed: ${Object.keys(listSchema.shape).join(", ")}`;
-    const what = unknown ? allowed : (meaning[param] ?? issue.message);
-    throw new AppError("invalid_parameter", `\`${param}\`: ${what}.`, { param });
-  }
-  const { status, error_code, idempotency_key, created_after, created_before, ...same } = parsed.data;
-  return {
-    ...same,
-    project: call.caller.project,
-    states: status,
-    errorCode: error_code,
-    idempotencyKey: idempotency_key,
-    createdAfter: created_after,
-    createdBefore: created_before,
-  };
-}
-
-export const listRequests: Handler = async (call, { queue }) => {
-  const query = readQuery(call);
-  // One more than asked for tells whether there are more.
-  const found = await queue.list({ ...query, limit: query.limit + 1 });
-  const data: RequestObject[] = found
-    .slice(0, query.limit)
-    .map((record) => presentRequest(record, queue.explain(record)));
-  return jsonReply(200, {
-    object: "list",
-    data,
-    first_id: data[0]?.id ?? null,
-    last_id: data.at(-1)?.id ?? null,
-    has_more: found.length > query.limit,
-  });
-};
-
 export const getRequest: Handler = async (call, options) => {
   const { queue } = options;
-  const include = readInclude(call);
+  const include = readInclude(call, ["body", "attempts"]);
   const waitMs = readWaitMs(call, options);
   const record = await queue.get(call.caller.project, call.params.id ?? "");
   if (!isTerminal(record.state) && waitMs > 0) {
@@ -124,11 +46,21 @@ async function presented(record: RequestRecord, include: Set<string>, { queue }:
 }
 
 export const getAttempts: Handler = async (call, { queue }) => {
+  const include = readInclude(call, ["bodies"]);
   const record = await queue.get(call.caller.project, call.params.id ?? "");
-  const data: AttemptObject[] = (await queue.attempts(record.id)).map(presentAttempt);
-  const number = (attempt: AttemptObject | undefined) => (attempt ? String(attempt.number) : null);
-  const ends = { first_id: number(data[0]), last_id: number(data.at(-1)) };
-  return jsonReply(200, { object: "list", data, ...ends, has_more: false }, requestHeaders(record));
+  const attempts = await queue.attempts(record.id);
+  const objects = attempts.map(presentAttempt);
+  const texts = include.has("bodies")
+    ? await withBodies(record, attempts, objects, queue)
+    : objects.map((object) => JSON.stringify(object));
+  const number = (attempt: AttemptRecord | undefined) => (attempt ? String(attempt.number) : null);
+  const ends = { first_id: number(attempts[0]), last_id: number(attempts.at(-1)), has_more: false };
+  const headers: HeaderList = [["content-type", "application/json"], ...requestHeaders(record)];
+  return {
+    status: 200,
+    headers,
+    body: withRawMembers({ object: "list", ...ends }, { data: `[${texts.join(",")}]` }),
+  };
 };
 
 export const cancelRequest: Handler = async (call, { queue }) => {
@@ -136,7 +68,21 @@ export const cancelRequest: Handler = async (call, { queue }) => {
   return jsonReply(200, presentRequest(record, undefined), requestHeaders(record));
 };
 
-function readInclude(call: Call): Set<string> {
+const resolveSchema = z.strictObject({ resolved: z.boolean().default(true) });
+
+export const resolveRequest: Handler = async (call, options) => {
+  const { queue } = options;
+  const { asked } = await readAsk(call, options, resolveSchema, { resolved: "must be true or false" });
+  const record = await queue.ledger.resolve(call.caller.project, call.params.id ?? "", asked.resolved);
+  return jsonReply(200, presentRequest(record, undefined), requestHeaders(record));
+};
+
+export const eraseRequest: Handler = async (call, { queue }) => {
+  const { id } = await queue.ledger.erase(call.caller.project, call.params.id ?? "");
+  return jsonReply(200, { id, object: "request", deleted: true });
+};
+
+function readInclude(call: Call, includable: string[]): Set<string> {
   const include = call.query.getAll("include").flatMap((list) => list.split(","));
   const unknown = include.find((one) => !includable.includes(one));
   if (unknown === undefined) return new Set(include);

@@ -10,6 +10,7 @@ import type { Ended } from "../core/ports.ts";
 import type { StreamEnd, StreamReader, StreamSink } from "../core/reader.ts";
 import { type Failure, isTerminal, type RequestRecord } from "../core/request.ts";
 import { chunksOf, usageChunkOf } from "../core/restream.ts";
+import { bodiesErased } from "../core/rounds.ts";
 import { beginning, cursorText, parseCursor, type StreamCursor } from "../core/stream-cursor.ts";
 import {
   type Answer,
@@ -327,6 +328,7 @@ export const getStream: Handler = async (call, options) => {
   const { starting_after, ids } = readQuery(call);
   const cursor = readCursor(lastId || starting_after, lastId ? "Last-Event-ID" : "starting_after");
   const record = await queue.get(call.caller.project, call.params.id ?? "");
+  if (record.state === "completed" && record.bodiesErasedAt !== undefined) throw bodiesErased(record.id);
   const line = await queue.listen(record.id, { caller: false });
   const usage = record.terms.stream?.usage ?? false;
   const withIds = ids === "true" || (ids === undefined && Boolean(lastId));

@@ -3,20 +3,11 @@
 import type { UpstreamObject } from "../contract.ts";
 import type { LaneReport, UpstreamReport } from "../core/report.ts";
 import type { Handler } from "./context.ts";
-import { jsonReply } from "./errors.ts";
-
-const isoOrNull = (at: number | undefined): string | null =>
-  at === undefined ? null : new Date(at).toISOString();
+import { listReply } from "./errors.ts";
+import { isoOrNull } from "./present.ts";
 
 export const listUpstreams: Handler = async (_call, { queue }) => {
-  const data = queue.upstreams().map(present);
-  return jsonReply(200, {
-    object: "list",
-    data,
-    first_id: data[0]?.id ?? null,
-    last_id: data.at(-1)?.id ?? null,
-    has_more: false,
-  });
+  return listReply(queue.upstreams().map(present));
 };
 
 function present(upstream: UpstreamReport): UpstreamObject {

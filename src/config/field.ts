@@ -1,6 +1,6 @@
 import { z } from "zod";
 import { formatDuration, parseDuration } from "../core/duration.ts";
-import { parseSize } from "./size.ts";
+import { formatSize, parseSize } from "./size.ts";
 
 /*
  * What the keys of the configuration are made of. Every scalar may also be given as text, because environment variables
@@ -84,7 +84,9 @@ export function duration(minMs = 1, maxMs = timerMaxMs) {
 
 /** Gives bytes. */
 export function size(min: number) {
-  return field(`a number of bytes${min > 0 ? " above 0" : ""} or a size such as "32MB", "1GB"`, (value) => {
+  const least = min > 1 ? `, ${formatSize(min)} at least` : "";
+  const range = min === 1 ? " above 0" : "";
+  return field(`a number of bytes${range} or a size such as "32MB", "1GB"${least}`, (value) => {
     const bytes = typeof value === "string" || typeof value === "number" ? parseSize(value) : undefined;
     return bytes !== undefined && bytes >= min ? bytes : undefined;
   });

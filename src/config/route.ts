@@ -1,7 +1,7 @@
 import { z } from "zod";
 import { formatDuration } from "../core/duration.ts";
 import type { Route } from "../core/routing.ts";
-import { duration, list, table, text, wholeNumber, yesOrNo } from "./field.ts";
+import { choice, duration, list, table, text, wholeNumber, yesOrNo } from "./field.ts";
 import { buildWishes, wishes, wishesAsWritten } from "./wishes.ts";
 
 /** A target is a table, or short: "upstream" or "upstream/model", split at the first slash. */
@@ -32,9 +32,12 @@ const targets = list(target)
 const longestHoldMs = 86_400_000;
 export const failoverAfter = duration(0, longestHoldMs);
 
+/** What is kept of the calls of a request. */
+export const kept = choice("last", "all", "none").optional();
+
 /** A route is a list of targets, or a table that says more. */
 export const route = z.union(
-  [targets, table({ targets, failover_after: failoverAfter.optional(), ...wishes })],
+  [targets, table({ targets, failover_after: failoverAfter.optional(), store: kept, ...wishes })],
   {
     error: 'must be a list of targets, or a table that has such a list as "targets"',
   },
@@ -55,19 +58,21 @@ export function buildRoute(model: string, written: WrittenRoute): Route {
     ...(largerContext !== undefined && { largerContext }),
   }));
   if (Array.isArray(written)) return { model, targets };
-  const { failover_after: failoverAfterMs } = written;
+  const { failover_after: failoverAfterMs, store } = written;
   return {
     model,
     targets,
     ...(failoverAfterMs !== undefined && { failoverAfterMs }),
+    ...(store !== undefined && { store }),
     ...buildWishes(written),
   };
 }
 
-export function routeAsWritten({ targets: built, failoverAfterMs, ...wishes }: Route) {
+export function routeAsWritten({ targets: built, failoverAfterMs, store, ...wishes }: Route) {
   const targets = built.map(({ largerContext, ...target }) => ({ ...target, larger_context: largerContext }));
   const more = {
     failover_after: failoverAfterMs === undefined ? undefined : formatDuration(failoverAfterMs),
+    store,
     ...wishesAsWritten(wishes),
   };
   return Object.values(more).every((value) => value === undefined) ? targets : { targets, ...more };

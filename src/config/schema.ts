@@ -18,7 +18,8 @@ import {
   yesOrNo,
 } from "./field.ts";
 import { breaker, limitGroups, plainName, prices, retryBudget, upstreamFlow } from "./flow.ts";
-import { failoverAfter, route } from "./route.ts";
+import { retention } from "./retention.ts";
+import { failoverAfter, kept, route } from "./route.ts";
 import { wishes } from "./wishes.ts";
 
 /* The configuration as it is written: its keys, what each may say, its defaults. */
@@ -107,6 +108,7 @@ export const configSchema = table({
   keep_alive_timeout: duration().prefault("75s"),
   passthrough: choice("inference", "all", "off").prefault("all"),
   profile: choice("default", "interactive").prefault("default"),
+  prices_file: text("the path of a file").optional(),
   store: table({ url: storeUrl.optional(), min_free_disk: size(0).prefault("256MB") }).prefault({}),
   defaults: table({
     wait: wait.optional(),
@@ -119,8 +121,11 @@ export const configSchema = table({
     on_disconnect: choice("continue", "cancel").prefault("continue"),
     priority: choice("interactive", "default", "batch").optional(),
     failover_after: failoverAfter.prefault("1s"),
+    store: kept,
     ...wishes,
   }).prefault({}),
+  retention,
+  search: table({ enabled: yesOrNo.prefault(true) }).prefault({}),
   retry: table({
     held_backoff_base: duration().prefault("250ms"),
     held_backoff_max: duration().prefault("8s"),

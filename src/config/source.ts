@@ -1,4 +1,5 @@
 import { existsSync, readFileSync } from "node:fs";
+import { dirname, isAbsolute, join } from "node:path";
 import { parse, TomlError } from "smol-toml";
 import { isTable } from "./field.ts";
 import { environmentUpstreams } from "./providers.ts";
@@ -17,6 +18,8 @@ type Table = Record<string, unknown>;
 export interface Draft {
   /** the file that was read, as it was named */
   file?: string;
+  /** the list of prices that was read */
+  pricesFile?: string;
   /** what to check: variables are in place */
   values: Table;
   /** the same as it was written, with `${NAME}`, for messages */
@@ -53,7 +56,7 @@ export function gather(env: Environment, file: string | undefined, flags: Enviro
   const draft: Draft = {
     file: source?.path,
     values: {},
-    written: source ? readToml(source.path, source.origin) : {},
+    written: source ? readFile(source) : {},
     origins: new Map(),
     environmentUpstreams: [],
     unresolved: new Set(),
@@ -63,6 +66,7 @@ export function gather(env: Environment, file: string | undefined, flags: Enviro
   draft.values = substitute(draft, read, referenced);
   overlayEnvironment(draft, env, read, referenced);
   addUpstreams(draft, read);
+  addPrices(draft);
   for (const [flag, value] of Object.entries(flags)) {
     if (value !== undefined) put(draft, [flag], value, `--${flag}`);
   }
@@ -99,19 +103,26 @@ function findFile(flag: string | undefined, variable: string | undefined) {
   return existsSync("outlast.toml") ? { path: "outlast.toml", origin: "the working directory" } : undefined;
 }
 
-function readToml(path: string, from: string): Table {
+function readFile({ path, origin }: { path: string; origin: string }): Table {
+  const read = readToml(path);
+  if ("problem" in read) throw new ConfigError([`${read.problem} (from ${origin})`]);
+  return read.table;
+}
+
+function readToml(path: string): { table: Table } | { problem: string } {
   try {
-    return parse(new TextDecoder("utf-8", { fatal: true }).decode(readFileSync(path)));
+    const table = parse(new TextDecoder("utf-8", { fatal: true }).decode(readFileSync(path)));
+    return { table };
   } catch (error) {
     if (error instanceof TomlError) {
       // The rest of the message quotes the file, which may hold secrets.
       const what = error.message.split("\n", 1)[0]?.replace(/^Invalid TOML document: /, "");
-      throw new ConfigError([`${path}:${error.line}:${error.column}: not TOML: ${what} (from ${from})`]);
+      return { problem: `${path}:${error.line}:${error.column}: not TOML: ${what}` };
     }
     const code = (error as NodeJS.ErrnoException).code;
     const reasons: Record<string, string> = { ENOENT: "no such file", EISDIR: "it is a directory" };
     const why = reasons[code ?? ""] ?? (error as Error).message;
-    throw new ConfigError([`${JSON.stringify(path)} cannot be read: ${why} (from ${from})`]);
+    return { problem: `${JSON.stringify(path)} cannot be read: ${why}` };
   }
 }
 
@@ -221,6 +232,31 @@ function addUpstreams(draft: Draft, read: (variable: string) => string | undefin
     }
     draft.environmentUpstreams.push(name);
   }
+}
+
+/** Puts the prices of a list of its own behind those that stand here. It has `[prices]` and nothing else. */
+function addPrices(draft: Draft): void {
+  const { prices_file: name, prices = {} } = draft.values;
+  const isSaid = typeof name === "string" && name.trim() !== "" && !draft.unresolved.has("prices_file");
+  if (!isSaid || !isTable(prices)) return;
+  // In the file a path begins where that is; a variable's begins where we are.
+  const start = draft.origins.has("prices_file") ? "." : dirname(draft.file ?? ".");
+  const path = isAbsolute(name) ? name : join(start, name);
+  const read = readToml(path);
+  if ("problem" in read) return report(draft, ["prices_file"], read.problem, { hidden: true });
+  const { prices: listed, ...others } = read.table;
+  for (const key of Object.keys(others)) {
+    draft.problems.push(`${pathText([key])}: unknown key; allowed here: prices (from ${path})`);
+  }
+  if (!isTable(listed)) {
+    draft.problems.push(`prices: must be a table (from ${path})`);
+    return;
+  }
+  const own = new Set(Object.keys(prices));
+  for (const [model, price] of Object.entries(listed)) {
+    if (!own.has(model)) put(draft, ["prices", model], price, path);
+  }
+  draft.pricesFile = path;
 }
 
 /** Sets a value in both trees. A table that is no table is left alone, to be refused later. */

@@ -1,14 +1,17 @@
 /** The attempts under way in this process: call → decide → apply → tell. */
 
 import { failures, faultText, StorageError } from "./errors.ts";
+import { exchangePart } from "./exchange.ts";
 import type { Feed, Feeds } from "./feed.ts";
 import { Intake } from "./intake.ts";
 import type { Slot } from "./lane.ts";
 import type { Lanes } from "./lanes.ts";
+import { talliesOf } from "./ledger/usage.ts";
 import type {
   Abort,
   ChangeSet,
   Checks,
+  Exchange,
   Outcome,
   Part,
   UpstreamCall,
@@ -72,11 +75,16 @@ export interface Content {
   feedback?: string[];
 }
 
+/** How a call ended. */
+type Ended = Extract<UpstreamEvent, { kind: "ended" }>;
+
 /** What becomes of a request with the end of an attempt. */
 type AttemptEnd = Extract<RequestEvent, { type: "ended" | "interrupted" }>;
 
 type Timeout = "attempt" | "share" | "deadline" | "first_token" | "idle";
 type Stop = Timeout | "ended" | "shutdown";
+
+type Response = Extract<Outcome, { kind: "response" }>;
 
 interface Run {
   /** What of its answer is known already, where it is answered in parts. */
@@ -84,6 +92,7 @@ interface Run {
   record: RequestRecord;
   slot: Slot;
   startedAt: number;
+  promptBytes: number;
   abort: Abort;
   /** Why the call was stopped from here. */
   stopped?: Stop;
@@ -99,7 +108,6 @@ interface Streaming {
   contentAt?: number;
   /** The answer waits for the disk: its silence is ours. */
   isHeldBack?: boolean;
-  promptBytes: number;
 }
 
 const storageRetryMs = 250;
@@ -150,22 +158,23 @@ export class Attempts {
   async run(record: RequestRecord, slot: Slot, content: Content): Promise<RequestRecord | undefined> {
     const { clock, observer } = this.world;
     const startedAt = clock.now();
-    const run: Run = { record, slot, startedAt, abort: { aborted: false, onAbort: undefined } };
+    const abort: Abort = { aborted: false, onAbort: undefined };
+    const run: Run = { record, slot, startedAt, promptBytes: content.body.byteLength, abort };
     this.running.set(record.id, run);
     // Its commit came back when all others had been stopped.
     if (this.closing) stopRun(run, "shutdown");
     observer.tell({ event: "attempt_started", id: record.id, attempt: record.attempt, lane: record.lane });
     try {
-      if (record.terms.stream) run.stream = await this.streaming(record, content);
-      const outcome = await this.call(run, content);
+      if (record.terms.stream) run.stream = await this.streaming(record);
+      const ended = await this.call(run, content);
       this.dispatch.checkClock();
-      return await this.settle(run, outcome, clock.now());
+      return await this.settle(run, ended, clock.now());
     } catch (error) {
       observer.tell({ event: "fault", where: "attempt", message: faultText(error) });
       // Where it was to try whether the upstream is well, the next one may.
       this.lanes.forgetProbe(slot, clock.now());
       // Where the store is in doubt the next start deals with it; whatever else went wrong must leave nobody waiting.
-      if (!(error instanceof StorageError)) await this.fail(record, clock.now());
+      if (!(error instanceof StorageError)) await this.fail(run, clock.now());
       return undefined;
     } finally {
       this.running.delete(record.id);
@@ -184,27 +193,29 @@ export class Attempts {
     }
   }
 
-  private async fail(record: RequestRecord, now: number): Promise<void> {
+  private async fail({ record, slot: { waitedFor } }: Run, now: number): Promise<void> {
     const { upstream } = laneParts(record.lane);
     const failure = failures.unstorable(upstream);
     const moved = transition(record, {
       type: "ended",
       now,
-      result: { verdict: "ambiguous", failure },
+      result: { verdict: "ambiguous", waitedFor, failure },
       step: { kind: "fail", failure, counted: true, reason: "outcome_unknown" },
     });
-    if (moved) await this.commitAtLast({ kind: "change", transition: moved }).catch(() => {});
+    if (!moved) return;
+    const tallies = talliesOf(moved);
+    await this.commitAtLast({ kind: "change", transition: moved, tallies }).catch(() => {});
   }
 
-  private async streaming(record: RequestRecord, { body }: Content): Promise<Streaming> {
+  private async streaming(record: RequestRecord): Promise<Streaming> {
     const feed = await this.feeds.open(record);
     feed.fenceWith(record);
     const source = { attempt: record.attempt, lane: record.lane, headers: [] };
     const intake = new Intake(feed, source, record.terms.stream?.mode === "buffered");
-    return { feed, intake, heardAt: this.world.clock.now(), promptBytes: body.byteLength };
+    return { feed, intake, heardAt: this.world.clock.now() };
   }
 
-  private async call(run: Run, { head, body, feedback }: Content): Promise<Outcome> {
+  private async call(run: Run, { head, body, feedback }: Content): Promise<Ended> {
     const { record, abort, stream } = run;
     const { upstream, model } = laneParts(record.lane);
     const { method, path, headers, checks, vectors } = head;
@@ -219,14 +230,15 @@ export class Attempts {
       body: run.recall?.bodyOf(body) ?? body,
       checks,
       feedback,
+      keepSent: record.terms.store === "all",
     };
     if (stream) call.stream = { usage: record.terms.stream?.usage ?? false, identity: stream.feed.identity };
     const cancelTimers = this.limit(run);
-    let outcome: Outcome = { kind: "aborted", sent: true };
+    let ended: Ended = { kind: "ended", outcome: { kind: "aborted", sent: true } };
     try {
       await this.placeFor(run);
       for await (const event of this.world.upstream.call(call, abort)) {
-        if (event.kind === "ended") outcome = event.outcome;
+        if (event.kind === "ended") ended = event;
         else if (stream) {
           const room = this.hear(run, stream, event);
           if (room) await room;
@@ -235,9 +247,10 @@ export class Attempts {
     } finally {
       cancelTimers();
     }
+    const { outcome } = ended;
     if (outcome.kind === "aborted" && outcome.sent && isTimeout(run.stopped))
-      return { kind: "timeout", phase: run.stopped };
-    return run.recall?.wholeOf(outcome) ?? outcome;
+      return { ...ended, outcome: { kind: "timeout", phase: run.stopped } };
+    return run.recall ? { ...ended, outcome: run.recall.wholeOf(outcome) } : ended;
   }
 
   /** Waits until limits let the call through, which they did when its start was handed to the disk. */
@@ -307,7 +320,7 @@ export class Attempts {
   private hear(
     { abort, slot }: Run,
     stream: Streaming,
-    event: Exclude<UpstreamEvent, { kind: "ended" }>,
+    event: Exclude<UpstreamEvent, Ended>,
   ): Promise<void> | undefined {
     const { feed, intake } = stream;
     if (event.kind === "head") {
@@ -330,8 +343,9 @@ export class Attempts {
     stream.heardAt = this.world.clock.now();
   }
 
-  private async settle(run: Run, outcome: Outcome, now: number): Promise<RequestRecord | undefined> {
+  private async settle(run: Run, called: Ended, now: number): Promise<RequestRecord | undefined> {
     const { record, slot } = run;
+    const { outcome, connectedAt } = called;
     const stoppedByUs = outcome.kind === "aborted" && (run.stopped === "ended" || run.stopped === "shutdown");
     const reading = classify(outcome, record.lane, now);
     if (reading.used) reading.result.cost = this.costOf(record, reading.used);
@@ -343,14 +357,17 @@ export class Attempts {
     }
     if (run.stopped === "ended") return undefined;
     const end = this.endOf(record, reading, now, stoppedByUs);
-    const streamed = run.stream && (await this.streamed(run.stream, record, end));
+    end.result.waitedFor = slot.waitedFor;
+    end.result.connectedAt = connectedAt;
+    const streamed = run.stream && (await this.streamed(run.stream, run, end));
     const moved = transition(run.stream ? { ...record, forks: run.stream.feed.forks } : record, end);
     if (!moved) return undefined;
     const ends = isTerminal(moved.record.state);
     const change = {
       kind: "change" as const,
       transition: moved,
-      parts: partsOf(outcome, reading, moved),
+      parts: partsOf(called, reading, moved),
+      tallies: talliesOf(moved, reading.used),
       events: streamed?.events,
       vectors: this.vectorsOf(run, moved, now),
     };
@@ -377,8 +394,8 @@ export class Attempts {
 
   /** What is left of a stream to be written with the end of its attempt, whose result learns what it used. */
   private async streamed(
-    { feed, intake, contentAt, promptBytes }: Streaming,
-    record: RequestRecord,
+    { feed, intake, contentAt }: Streaming,
+    { record, promptBytes }: Run,
     end: AttemptEnd,
   ) {
     const { type, result, step } = end;
@@ -393,18 +410,17 @@ export class Attempts {
   }
 
   /**
-   * Of a request that is being streamed and is about to be ended by somebody else's hand: what is left to write, and
-   * what it has used. Undefined where no stream is under way here.
+   * Of a request that is being called and is about to be ended by somebody else's hand: what is left to write, and what
+   * it has used, estimated. Undefined where no call is under way here.
    */
   async cutShort(id: string) {
     const run = this.running.get(id);
-    if (!run?.stream) return undefined;
-    const { stream } = run;
-    const { feed, intake, promptBytes } = stream;
-    const rest = await feed.rest();
-    const usage = estimatedUsage(promptBytes, intake.chars);
-    const cost = this.costOf(run.record, usageOf(usage));
-    return { ...rest, soFar: { forks: feed.forks, usage, cost } };
+    if (!run) return undefined;
+    const { stream, promptBytes, record } = run;
+    const rest = await stream?.feed.rest();
+    const usage = estimatedUsage(promptBytes, stream?.intake.chars ?? 0);
+    const cost = this.costOf(record, usageOf(usage));
+    return { ...rest, soFar: { forks: stream?.feed.forks, usage, cost } };
   }
 
   private endOf(record: RequestRecord, reading: Reading, now: number, stoppedByUs: boolean): AttemptEnd {
@@ -518,15 +534,32 @@ function stopRun(run: Run, why: Stop): void {
   run.abort.onAbort?.();
 }
 
-/** What is kept of an outcome: the answer, where it is the last one, or what the next attempt is told of it. */
-function partsOf(outcome: Outcome, { feedback }: Reading, { record }: Transition): Part[] | undefined {
-  if (isTerminal(record.state)) return outcome.kind === "response" ? answerParts(outcome) : undefined;
-  if (!feedback) return undefined;
-  return [{ kind: "head", seq: record.attempt, bytes: encoder.encode(JSON.stringify(feedback)) }];
+/** What is kept of a call: the answer, where it is the last one, or what the next attempt is told of it. */
+function partsOf(called: Ended, { feedback }: Reading, { record }: Transition): Part[] | undefined {
+  const parts = record.terms.store === "all" ? exchangeParts(called, record) : [];
+  const { outcome } = called;
+  if (isTerminal(record.state)) {
+    if (outcome.kind === "response") parts.push(...answerParts(outcome));
+  } else if (feedback) {
+    parts.push({ kind: "head", seq: record.attempt, bytes: encoder.encode(JSON.stringify(feedback)) });
+  }
+  return parts.length > 0 ? parts : undefined;
 }
 
+/** What was sent, and what came: an answer that completes its request is kept as that, and nobody drops it. */
+function exchangeParts({ sent, received, outcome }: Ended, { state, attempt }: RequestRecord): Part[] {
+  const parts: Part[] = [];
+  if (sent) parts.push(exchangePart("sent", attempt, sent));
+  if (state === "completed") return parts;
+  const came = outcome.kind === "response" ? responseOf(outcome) : received;
+  if (came) parts.push(exchangePart("received", attempt, came));
+  return parts;
+}
+
+const responseOf = ({ status, headers, body }: Response): Exchange => ({ head: { status, headers }, body });
+
 /** The upstream's answer as it came: status and headers as JSON, the body byte for byte. */
-function answerParts({ status, headers, body }: Extract<Outcome, { kind: "response" }>): Part[] {
+function answerParts({ status, headers, body }: Response): Part[] {
   const head = encoder.encode(JSON.stringify({ status, headers }));
   return [
     { kind: "answer_head", seq: 0, bytes: head },

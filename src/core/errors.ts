@@ -12,6 +12,11 @@ export type ErrorCode =
   | "idempotency_key_reused"
   | "request_cancelled"
   | "request_ended"
+  | "request_active"
+  | "request_completed"
+  | "request_not_failed"
+  | "bodies_erased"
+  | "bulk_not_found"
   | "request_not_found"
   | "model_not_found"
   | "upstream_not_found"
@@ -113,6 +118,12 @@ export const failures = {
     message: `The upstream "${upstream}" answered 200 with a body that is not valid JSON.`,
     type: "api_error",
     status: 502,
+  }),
+  erased: (): Failure => ({
+    code: "bodies_erased",
+    message: "The prompt of the request is no longer stored.",
+    type: "invalid_request_error",
+    status: 410,
   }),
   invalidOutput: (reasons: string[]): Failure => ({
     code: "invalid_output",

@@ -3,8 +3,9 @@
 import type { Backlog } from "./backlog.ts";
 import type { LaneFlow, UpstreamFlow } from "./flow.ts";
 import type { Gate } from "./gate.ts";
+import type { Holds } from "./holds.ts";
 import type { Amounts, Taken } from "./meter.ts";
-import type { Failure, RequestRecord } from "./request.ts";
+import type { Failure, RequestRecord, WaitReason } from "./request.ts";
 
 export interface UpstreamState {
   name: string;
@@ -43,12 +44,15 @@ export interface Lane {
   flow: LaneFlow;
   /** The calls in flight, in the order in which they were granted. */
   slots: Set<Slot>;
+  holds: Holds;
 }
 
 /** The right to make one call in a lane; given back by `free` or `abandon`, once. */
 export interface Slot {
   lane: Lane;
   grantedAt: number;
+  /** What its request waited for since it was due, and what it was due then for. */
+  waitedFor: WaitReason[];
   taken: Taken;
   /** The call was granted as the one probe of the lane's gate or breaker, or of the upstream's. */
   laneProbe: boolean;

@@ -7,6 +7,7 @@ import { Backlog } from "./backlog.ts";
 import * as breakers from "./breaker.ts";
 import { Flow, type FlowSettings, type LaneFlow } from "./flow.ts";
 import { admits, type Gate, type GateBackoff, open, opensAt, passed } from "./gate.ts";
+import { type Hold, Holds, ownWait } from "./holds.ts";
 import {
   type Lane,
   nothing,
@@ -22,7 +23,7 @@ import {
 import { Learning } from "./learning.ts";
 import type { Amounts } from "./meter.ts";
 import type { Observer } from "./ports.ts";
-import { type CallSize, laneParts, type RequestRecord } from "./request.ts";
+import { type CallSize, laneParts, type RequestRecord, type WaitReason } from "./request.ts";
 import type { Reading } from "./retry.ts";
 import { draw, earn } from "./retry-budget.ts";
 import type { Opening } from "./routing.ts";
@@ -33,7 +34,7 @@ export interface LaneSettings extends FlowSettings {
 
 /** Why a request waits. Computed when asked, never stored. */
 export interface Waiting {
-  why: "rate_limit" | "breaker" | "backoff" | "scheduled" | "capacity";
+  why: WaitReason;
   until?: number;
 }
 
@@ -45,6 +46,10 @@ const comeBackMs = 1_000;
 const smallest: Amounts = { requests: 1, tokens: 1 };
 /** Nobody is waited for longer than this: two windows of the limits that are shared. */
 const longestOwedMs = 120_000;
+const waitReasons = { breaker: "breaker", unreachable: "backoff", rate_limit: "rate_limit" } as const;
+/** Until whoever waits is tried again. */
+const full: Hold = { why: "capacity", until: Number.POSITIVE_INFINITY };
+
 export class Lanes {
   readonly flow: Flow;
   private readonly lanes = new Map<string, Lane>();
@@ -107,7 +112,16 @@ export class Lanes {
     const flow = this.flow.lane(key, this.steady(wallNow));
     if (!upstream || !flow) return undefined;
     const backlog = new Backlog(key);
-    lane = { key, upstream, gate: open, backlog, arrivals: new Set(), flow, slots: new Set() };
+    lane = {
+      key,
+      upstream,
+      gate: open,
+      backlog,
+      arrivals: new Set(),
+      flow,
+      slots: new Set(),
+      holds: new Holds(),
+    };
     this.lanes.set(key, lane);
     upstream.lanes.push(lane);
     return lane;
@@ -243,6 +257,7 @@ export class Lanes {
     const slot: Slot = {
       lane,
       grantedAt: now,
+      waitedFor: this.waitedFor(lane, record, now),
       taken: flow.metering.take(amounts, now),
       laneProbe: by.byLane === "probe",
       upstreamProbe: by.byUpstream === "probe",
@@ -251,6 +266,13 @@ export class Lanes {
     };
     lane.slots.add(slot);
     return slot;
+  }
+
+  private waitedFor({ holds }: Lane, record: RequestRecord, now: number): WaitReason[] {
+    const reasons = holds.passed(this.steady(Math.max(record.dueAt, record.createdAt)), now);
+    const own = ownWait(record);
+    if (own && !reasons.includes(own)) reasons.unshift(own);
+    return reasons;
   }
 
   /**
@@ -400,17 +422,19 @@ export class Lanes {
     return this.openingFor(key, this.lanes.get(key)?.gate ?? open, upstream, flow, at, record);
   }
 
-  /** Without a record: for the smallest request. */
+  /** Without a record: for the smallest request. Whoever waits in the lane waits for what is found here. */
   openingOf(lane: Lane, now: number, record?: Asking): Opening {
     const at = this.steady(now);
     const opening = this.openingFor(lane.key, lane.gate, lane.upstream, lane.flow, at, record);
     const owedUntil = this.owedUntil(lane, now);
-    if (owedUntil === undefined) return opening;
-    return {
-      ...opening,
-      opensAt: Math.max(opening.opensAt, owedUntil),
-      heldBy: opening.heldBy ?? "rate_limit",
-    };
+    if (owedUntil !== undefined) {
+      opening.opensAt = Math.max(opening.opensAt, owedUntil);
+      opening.heldBy ??= "rate_limit";
+    }
+    const holds: Hold[] = this.isBusy(lane) ? [full] : [];
+    if (opening.heldBy) holds.push({ why: waitReasons[opening.heldBy], until: this.steady(opening.opensAt) });
+    lane.holds.see(holds, at);
+    return opening;
   }
 
   private openingFor(
@@ -456,9 +480,8 @@ export class Lanes {
     const lane = this.lanes.get(record.lane);
     const opening = lane ? this.openingOf(lane, now, record) : this.opening(record.lane, now, record);
     const until = Math.max(opening.opensAt, dueAt);
-    if (opening.heldBy === "breaker") return { why: "breaker", until };
-    if (opening.heldBy === "unreachable") return { why: "backoff", until };
     if (opening.heldBy === "rate_limit") return { why: "rate_limit", until: this.turnAt(record, until, now) };
+    if (opening.heldBy) return { why: waitReasons[opening.heldBy], until };
     if (dueAt > now) return { why: "backoff", until: dueAt };
     return { why: "capacity" };
   }

@@ -1,5 +1,6 @@
 /** What core needs from the outside: the World. Built twice: by server.ts, and by the simulation with a seed. */
 
+import type { Bulk, LedgerStore, SearchIndex, Tally } from "./ledger/ports.ts";
 import type {
   AttemptRecord,
   CallSize,
@@ -21,6 +22,8 @@ export interface World {
   store: Store;
   flow: FlowStore;
   cache: CacheStore;
+  ledger: LedgerStore;
+  search: SearchIndex;
   upstream: Upstream;
   observer: Observer;
 }
@@ -43,9 +46,10 @@ export interface Random {
 
 /**
  * Parts of a request that are kept apart from its row. Heads are JSON: number 0 is what goes with the body, one
- * behind it (`Feedback`) what the attempt that follows is told beside it.
+ * behind it (`Feedback`) what the attempt that follows is told beside it. `sent` and `received` are what an attempt,
+ * whose number they have, has sent and got: a line of JSON (`ExchangeHead`), and behind it the body.
  */
-export type PartKind = "head" | "body" | "answer_head" | "answer";
+export type PartKind = "head" | "body" | "answer_head" | "answer" | "sent" | "received";
 export interface Part {
   kind: PartKind;
   seq: number;
@@ -73,6 +77,7 @@ export type ChangeSet =
       kind: "accept";
       record: RequestRecord;
       parts: Part[];
+      tallies?: Tally[];
       /** Bound in this very transaction, so that of two equal keys exactly one is accepted. */
       key?: { project: string; endpoint: string; key: string };
       /** Where the record has a call hash: what is taken instead, if it is there. */
@@ -81,7 +86,10 @@ export type ChangeSet =
   | {
       kind: "change";
       transition: Transition;
+      /** In place of those of the same kind and number. */
       parts?: Part[];
+      /** What is added to the sums of what was used. */
+      tallies?: Tally[];
       /** The last events of its stream. */
       events?: EventsWritten;
       /** Drop the answer, the events and the feedback of the round before. */
@@ -107,7 +115,18 @@ export type ChangeSet =
   /** What a caller was given while its request goes on. */
   | { kind: "degraded"; id: string; degraded: Degraded }
   /** What was learned of lanes and upstreams, each in place of what was known under its name. */
-  | { kind: "flow"; rows: FlowRow[] };
+  | { kind: "flow"; rows: FlowRow[] }
+  /**
+   * Ended requests are erased: their `bodies` (parts, events, vectors made of them), or the whole `record`. One that is
+   * not there, or has not ended, or was given to a caller meanwhile (`unlessHeld`), is left as it is.
+   */
+  | { kind: "erase"; what: "bodies" | "record"; ids: string[]; at: number; unlessHeld: boolean }
+  /** Failed requests are marked as resolved, or (undefined) no longer so. */
+  | { kind: "resolve"; ids: string[]; at: number | undefined }
+  /** A bulk as it is from now on; a conflict where its key is taken by another one of its project. */
+  | { kind: "bulk"; bulk: Bulk }
+  /** So many free pages at most go back to the disk. */
+  | { kind: "vacuum"; pages: number };
 
 /** What is known of a lane or an upstream beyond this process: JSON that only core reads. */
 export interface FlowRow {
@@ -181,24 +200,6 @@ export interface ReadyGroup {
   count: number;
 }
 
-export interface ListQuery {
-  project: string;
-  states?: State[];
-  model?: string;
-  upstream?: string;
-  errorCode?: string;
-  endpoint?: string;
-  tag?: string;
-  idempotencyKey?: string;
-  /** Epoch ms, both exclusive. */
-  createdAfter?: number;
-  createdBefore?: number;
-  /** Keyset cursor: the id of the last record of the page before. */
-  after?: string;
-  order: "asc" | "desc";
-  limit: number;
-}
-
 /** An ended request, handed to those who wait for it. */
 export interface Ended {
   record: RequestRecord;
@@ -227,7 +228,6 @@ export interface Store {
   events(id: string, after: number, maxBytes: number): Promise<EventBatch[]>;
   /** Those that have ended, and the one under way. */
   attempts(id: string): Promise<AttemptRecord[]>;
-  list(query: ListQuery): Promise<RequestRecord[]>;
   /** How many requests wait, per lane, priority and project. */
   groups(): Promise<ReadyGroup[]>;
   /** The waiting requests of one group in the order of (dueAt, id). */
@@ -262,6 +262,23 @@ export interface UpstreamCall {
   checks?: Checks;
   /** Messages, as JSON texts, to be added behind those of the body. */
   feedback?: string[];
+  /** What is sent is told with the end: see `UpstreamEvent`. */
+  keepSent?: boolean;
+}
+
+/** What goes before the body in a part that keeps what was sent or received. No secret is among the headers. */
+export interface ExchangeHead {
+  method?: string;
+  /** The whole URL, without a query's secrets. */
+  url?: string;
+  status?: number;
+  headers: [string, string][];
+}
+
+/** One way of a call: a head, and the body as it went over the wire. */
+export interface Exchange {
+  head: ExchangeHead;
+  body: Uint8Array;
 }
 
 /** What an answer is measured by. */
@@ -350,7 +367,16 @@ export type UpstreamEvent =
   | { kind: "head"; headers: [string, string][] }
   /** Chunks that arrived together; none is a sign of life. */
   | { kind: "chunks"; chunks: Chunk[] }
-  | { kind: "ended"; outcome: Outcome };
+  | {
+      kind: "ended";
+      outcome: Outcome;
+      /** When the call had a connection (epoch ms); undefined where it never had one. */
+      connectedAt?: number;
+      /** Where it was asked for, and anything was sent. */
+      sent?: Exchange;
+      /** Then also what had come of a stream that broke off: as the answer that it would have been. */
+      received?: Exchange;
+    };
 
 /** A call that is let through without a record: any method, any body, both ways as they come. */
 export interface ForwardCall {
@@ -420,6 +446,9 @@ export type Told =
   | { event: "recovered"; interrupted: number; waiting: number }
   | { event: "storage_trouble"; kind: "full" | "failed" | "low"; message: string }
   | { event: "storage_recovered" }
+  | { event: "erased"; what: "bodies" | "record"; count: number; why: "age" | "size" | "unwanted" }
+  | { event: "bulk_ended"; id: string; action: string; state: string; done: number; failed: number }
+  | { event: "search_rebuilding"; why: string }
   | { event: "fault"; where: string; message: string };
 
 export type { Failure };

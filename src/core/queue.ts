@@ -3,11 +3,14 @@
 import { Admission, type Limits } from "./admission.ts";
 import { Adoption, type AdoptionSettings } from "./adoption.ts";
 import type { Content } from "./attempts.ts";
-import { AppError, StorageError } from "./errors.ts";
+import { AppError } from "./errors.ts";
 import type { Slot } from "./lane.ts";
 import type { Waiting } from "./lanes.ts";
+import { Ledger, type LedgerSettings } from "./ledger/ledger.ts";
+import type { RetryChange } from "./ledger/ports.ts";
+import { talliesOf, talliesOfHit } from "./ledger/usage.ts";
 import { Line } from "./line.ts";
-import type { ChangeSet, Ended, ListQuery, Part, World } from "./ports.ts";
+import type { ChangeSet, Ended, World } from "./ports.ts";
 import { type StreamFrom, StreamReader, type StreamSink } from "./reader.ts";
 import { reportOf, type UpstreamReport } from "./report.ts";
 import {
@@ -16,6 +19,7 @@ import {
   failedInVain,
   isReady,
   isTerminal,
+  type Origin,
   type Owner,
   type Priority,
   type RequestRecord,
@@ -23,7 +27,7 @@ import {
   type Terms,
   transition,
 } from "./request.ts";
-import { drawOf, laneOf, nextTarget, type RouteTable, targetsFor } from "./routing.ts";
+import { type ChangedContent, commit, contentParts, type RoundSettings, Rounds } from "./rounds.ts";
 import { Scheduler, type SchedulerSettings } from "./scheduler.ts";
 import { Substitutes } from "./substitutes.ts";
 import type { CacheWish } from "./wishes.ts";
@@ -39,6 +43,10 @@ export interface Draft {
   /** Epoch ms; undefined = now. */
   runAt?: number;
   tags: string[];
+  origin?: Origin;
+  promptHash?: string;
+  /** The request that it is a copy of. */
+  replayOf?: string;
   idempotencyKey?: string;
   fingerprint?: string;
   /** Where a call without a key, whose caller waits, may be repeated. */
@@ -71,19 +79,20 @@ export type Submission = {
   hasGone?: boolean;
 };
 
-export interface QueueSettings extends SchedulerSettings, AdoptionSettings {
+export interface QueueSettings extends SchedulerSettings, AdoptionSettings, RoundSettings, LedgerSettings {
   limits: Limits;
 }
 
 /** How long the next start takes, so that who comes back then is served. */
 const restartMs = 1000;
-const encoder = new TextEncoder();
 
 export class Queue {
   private readonly world: World;
-  private readonly table: RouteTable;
   private readonly owner: Owner;
   private readonly scheduler: Scheduler;
+  private readonly rounds: Rounds;
+  /** To find, count, repeat and erase what was asked. */
+  readonly ledger: Ledger;
   /** What becomes of keyless requests whose callers go. */
   readonly adoption: Adoption;
   /** How many callers wait on the line for a request. */
@@ -101,7 +110,6 @@ export class Queue {
   constructor(world: World, settings: QueueSettings) {
     this.world = world;
     this.admission = new Admission(settings.limits, world);
-    this.table = settings.table;
     this.owner = settings.owner;
     this.adoption = new Adoption(world, settings);
     this.substitutes = new Substitutes(world);
@@ -111,6 +119,12 @@ export class Queue {
       onTrouble: (id) => this.substitutes.tellTrouble(id),
       onBreaker: () => this.substitutes.tellBreaker(),
       onBody: (bytes) => this.admission.count(bytes),
+    });
+    this.rounds = new Rounds(world, settings, this.scheduler);
+    this.ledger = new Ledger(world, settings, {
+      get: (project, id) => this.get(project, id),
+      retry: (record, change) => this.retryOne(record, change),
+      cancel: (project, id) => this.cancel(project, id),
     });
   }
 
@@ -123,6 +137,7 @@ export class Queue {
   /** Begins to call upstreams. */
   begin(): void {
     this.scheduler.begin();
+    this.ledger.begin();
   }
 
   /** Refuses new work at once, gives attempts under way `drainMs`, then stops them safely. */
@@ -130,7 +145,7 @@ export class Queue {
     this.stopping = true;
     this.drainedAt = this.world.clock.now() + drainMs;
     this.tellStopping(false);
-    await this.scheduler.stop(drainMs);
+    await Promise.all([this.scheduler.stop(drainMs), this.ledger.stop()]);
     this.tellStopping(true);
   }
 
@@ -214,7 +229,8 @@ export class Queue {
     };
     const parts = [...contentParts(draft.content), ...hit.answer];
     const key = idempotencyKey === undefined ? undefined : keyOf(draft);
-    const result = await this.commit({ kind: "accept", record: answered, parts, key });
+    const tallies = talliesOfHit(answered);
+    const result = await this.commit({ kind: "accept", record: answered, parts, tallies, key });
     if (result.status === "conflict") return this.known(draft, result.current);
     this.world.observer.tell({ event: "cache_hit", id: answered.id, from: hit.facts.cachedFrom });
     if (!hold) return { kind: "accepted", record: answered };
@@ -383,6 +399,31 @@ export class Queue {
     throw new AppError("request_not_found", `There is no request "${printable(id)}".`, { param: "id" });
   }
 
+  /**
+   * Begins another round of a request that failed or was cancelled.
+   * @throws AppError `request_active`, `request_completed`, `bodies_erased`, `model_not_found`, …
+   */
+  async retry(
+    project: string,
+    id: string,
+    change: RetryChange,
+    changed?: ChangedContent,
+  ): Promise<RequestRecord> {
+    return this.retryOne(await this.get(project, id), change, changed);
+  }
+
+  private async retryOne(
+    record: RequestRecord,
+    change: RetryChange,
+    changed?: ChangedContent,
+  ): Promise<RequestRecord> {
+    const refusal = this.refusal();
+    if (refusal) throw refusal;
+    const begun = await this.rounds.retry(record, change, changed);
+    if (begun.applied) return begun.record!;
+    return this.retryOne(await this.get(record.project, record.id), change, changed);
+  }
+
   attempts(id: string): Promise<AttemptRecord[]> {
     return this.world.store.attempts(id);
   }
@@ -390,19 +431,6 @@ export class Queue {
   async body(id: string): Promise<Uint8Array | undefined> {
     const [body] = await this.world.store.parts(id, ["body"]);
     return body?.bytes;
-  }
-
-  /** One page of a project's requests. @throws AppError `invalid_cursor` */
-  async list(query: ListQuery): Promise<RequestRecord[]> {
-    if (query.after !== undefined) {
-      const cursor = await this.world.store.get(query.after);
-      if (cursor?.project !== query.project) {
-        throw new AppError("invalid_cursor", "`after` must be the id of a request of an earlier page.", {
-          param: "after",
-        });
-      }
-    }
-    return this.world.store.list(query);
   }
 
   /**
@@ -413,21 +441,23 @@ export class Queue {
     for (;;) {
       const record = await this.get(project, id);
       if (record.state === "cancelled") return record;
-      const stream = await this.scheduler.attempts.cutShort(record.id);
+      const isCalled = record.state === "processing";
+      const call = isCalled ? await this.scheduler.attempts.cutShort(record.id) : undefined;
       const now = this.world.clock.now();
-      const moved = transition(record, { type: "cancelled", now, ...stream?.soFar });
+      const moved = transition(record, { type: "cancelled", now, ...call?.soFar });
       if (!moved) {
-        stream?.done(false);
+        call?.done?.(false);
         throw new AppError("request_ended", `The request is ${record.state} already.`, {
           requestId: record.id,
         });
       }
-      const change: ChangeSet = { kind: "change", transition: moved, events: stream?.events };
+      const tallies = talliesOf(moved);
+      const change: ChangeSet = { kind: "change", transition: moved, tallies, events: call?.events };
       const result = await this.commit(change).catch((error) => {
-        stream?.done(false);
+        call?.done?.(false);
         throw error;
       });
-      stream?.done(result.status === "applied");
+      call?.done?.(result.status === "applied");
       if (result.status === "conflict") continue;
       this.scheduler.drop(record);
       const { state, attempt: attempts, lastErrorCode: code } = moved.record;
@@ -459,18 +489,6 @@ export class Queue {
     return isReady(record.state) ? this.scheduler.lanes.explain(record, this.world.clock.now()) : undefined;
   }
 
-  /** In which lane a request waits, or starts. @throws AppError `model_not_found`, `upstream_not_found` */
-  private firstLane(id: string, draft: Draft, deadlineAt: number): string {
-    const now = this.world.clock.now();
-    const targets = targetsFor(this.table, draft.model, draft.terms.upstream, drawOf(id)).map(laneOf);
-    if (targets.length === 1) return targets[0]!;
-    const openings = targets.map((lane) => this.scheduler.lanes.opening(lane, now, draft));
-    const patienceMs = this.scheduler.failoverAfterMs(draft);
-    const patientUntil = patienceMs === undefined ? deadlineAt : now + patienceMs + 1;
-    const choice = { rule: "first" as const, at: now, patientUntil };
-    return nextTarget(openings, { lane: "", excluded: [] }, choice)?.lane ?? targets[0]!;
-  }
-
   private newRecord(draft: Draft): RequestRecord {
     const { clock, random } = this.world;
     const now = clock.now();
@@ -485,7 +503,7 @@ export class Queue {
       endpoint,
       model,
       state: "queued",
-      lane: this.firstLane(id, draft, deadlineAt),
+      lane: this.rounds.firstLane(id, draft, deadlineAt),
       priority,
       dueAt,
       createdAt: now,
@@ -507,6 +525,11 @@ export class Queue {
       callHash,
       duplicatePossible: false,
       tags,
+      origin: draft.origin,
+      promptHash: draft.promptHash,
+      replayOf: draft.replayOf,
+      resolvedAt: undefined,
+      bodiesErasedAt: undefined,
       upstream: undefined,
       servedModel: undefined,
       responseId: undefined,
@@ -523,15 +546,8 @@ export class Queue {
     };
   }
 
-  /** @throws AppError `storage_full`, `storage_failed` */
-  private async commit(change: ChangeSet) {
-    try {
-      return await this.world.store.commit(change);
-    } catch (error) {
-      if (!(error instanceof StorageError)) throw error;
-      const message = "The request could not be stored; nothing was sent. Try again later.";
-      throw new AppError(error.kind === "full" ? "storage_full" : "storage_failed", message);
-    }
+  private commit(change: ChangeSet) {
+    return commit(this.world, change);
   }
 
   /** What cannot be accepted may be known by its key: that is neither new work nor in need of a route. */
@@ -570,25 +586,16 @@ export class Queue {
 
   /** A key whose request failed for want of time or attempts starts a new round on the same record. */
   private async revive(draft: Draft, current: RequestRecord): Promise<Submission> {
-    const now = this.world.clock.now();
-    const { lane } = this.newRecord(draft);
-    const dueAt = draft.runAt ?? now;
-    const last = (await this.attempts(current.id)).at(-1);
-    const moved = transition(current, {
-      type: "revived",
-      now,
-      lane,
-      // The body that is stored says whether the upstream is asked for a stream.
-      terms: { ...draft.terms, stream: current.terms.stream },
-      dueAt,
-      lastWasAmbiguous: last?.verdict === "ambiguous",
-    });
-    if (!moved) return this.knownAs("replayed", draft, current);
-    const result = await this.commit({ kind: "change", transition: moved, dropAnswer: true });
-    if (result.status === "conflict") return this.known(draft, result.current);
-    const submission = await this.knownAs("joined", draft, moved.record);
-    this.scheduler.enqueue(moved.record);
-    return submission;
+    const terms = { ...draft.terms, stream: current.terms.stream };
+    const dueAt = draft.runAt ?? this.world.clock.now();
+    const { content, model, promptHash } = draft;
+    // Its body is the same; it is needed where the one that was stored has been erased since.
+    const changed = current.bodiesErasedAt === undefined ? undefined : { content, model, promptHash };
+    const begun = await this.rounds.begin(current, { terms, dueAt, changed });
+    if (begun.applied) return this.knownAs("joined", draft, begun.record!);
+    return begun.record === current
+      ? this.knownAs("replayed", draft, current)
+      : this.known(draft, begun.record);
   }
 
   private openLine(id: string, caller = true): Line {
@@ -600,13 +607,6 @@ export class Queue {
     if (caller) count(1);
     return new Line(this.world.store, id, () => caller && count(-1));
   }
-}
-
-function contentParts({ head, body }: Content): Part[] {
-  return [
-    { kind: "head", seq: 0, bytes: encoder.encode(JSON.stringify(head)) },
-    { kind: "body", seq: 0, bytes: body },
-  ];
 }
 
 function keyOf({ project, endpoint, idempotencyKey }: Draft) {

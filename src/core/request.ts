@@ -56,7 +56,25 @@ export interface Terms {
   size?: CallSize;
   /** How many attempts of a round may follow one whose answer was not valid. */
   maxInvalid?: number;
+  /** What is kept: of every attempt what it sent and got, or nothing beyond the time that callers need. */
+  store?: "all" | "none";
 }
+
+/** To whom and what a request belongs, in the caller's own words. */
+export interface Origin {
+  /** OpenAI's `user` and `safety_identifier`. */
+  user?: string;
+  safetyIdentifier?: string;
+  /** OpenAI's `metadata`, as far as it is texts. */
+  metadata?: Record<string, string>;
+  /** Of the W3C `traceparent`: 32 hex digits. */
+  traceId?: string;
+  /** The caller's own `x-request-id`. */
+  clientRequestId?: string;
+}
+
+/** Why a request waits, or waited. */
+export type WaitReason = "rate_limit" | "breaker" | "backoff" | "scheduled" | "capacity";
 
 /** How much a call asks for, as far as that can be told without a tokenizer. */
 export interface CallSize {
@@ -130,6 +148,15 @@ export interface RequestRecord {
   callHash?: string;
   duplicatePossible: boolean;
   tags: string[];
+  origin?: Origin;
+  /** SHA-256 (hex) of its instructions (system and developer messages, tools, response format); absent without any. */
+  promptHash?: string;
+  /** The request of which this is a copy. */
+  replayOf?: string;
+  /** Failed, and somebody has seen to it. */
+  resolvedAt?: number;
+  /** From then on its prompt and answer are no longer there. */
+  bodiesErasedAt?: number;
   upstream?: string;
   servedModel?: string;
   /** The answer's own id (`chatcmpl-…`). */
@@ -165,7 +192,11 @@ export interface AttemptRecord {
   round: number;
   upstream: string;
   model: string;
+  /** From when on it could have started, and what it waited for since; undefined where that is not known. */
+  dueAt?: number;
+  waitedFor?: WaitReason[];
   startedAt: number;
+  connectedAt?: number;
   firstByteAt?: number;
   endedAt?: number;
   status?: number;
@@ -202,6 +233,8 @@ export type Reason =
 export interface AttemptResult {
   verdict: Verdict;
   status?: number;
+  waitedFor?: WaitReason[];
+  connectedAt?: number;
   firstByteAt?: number;
   providerRequestId?: string;
   responseId?: string;
@@ -233,6 +266,10 @@ export type RequestEvent =
       lane: string;
       terms: Terms;
       dueAt: number;
+      priority?: Priority;
+      /** Of a changed body. */
+      model?: string;
+      promptHash?: string;
       /** The round before ended with an attempt of which nobody knows whether it ran. */
       lastWasAmbiguous: boolean;
     };
@@ -276,6 +313,16 @@ export const failedInVain = ({ state, endReason }: RequestRecord): boolean =>
   state === "failed" && endReason !== undefined && reasonsInVain.includes(endReason);
 
 export const isReady = (state: State): boolean => state === "queued" || state === "retrying";
+
+/** Statuses by which an upstream finds fault with what the caller sent, and not with us. */
+const callersStatuses = [400, 405, 406, 410, 411, 413, 414, 415, 416, 422, 431];
+
+/** Whose fault it is that a request failed; undefined for one that did not. */
+export function causeOf({ state, endReason, error }: Pick<RequestRecord, "state" | "endReason" | "error">) {
+  if (state !== "failed") return undefined;
+  const isCallers = endReason === "permanent" && callersStatuses.includes(error?.status ?? 0);
+  return isCallers ? ("caller" as const) : ("upstream" as const);
+}
 
 /** Splits a lane into its upstream and model: model names may hold slashes, upstream names do not. */
 export function laneParts(lane: string): { upstream: string; model: string } {
@@ -323,8 +370,8 @@ export function startAtOnce(record: RequestRecord, event: { now: number; owner: 
 /** The attempt of a processing request: all there is to know of it stands in the record. */
 export function attemptUnderWay(record: RequestRecord): AttemptRecord {
   const { upstream, model } = laneParts(record.lane);
-  const { id: requestId, attempt: number, round, updatedAt: startedAt } = record;
-  return { requestId, number, round, upstream, model, startedAt, counted: false };
+  const { id: requestId, attempt: number, round, dueAt, updatedAt: startedAt } = record;
+  return { requestId, number, round, upstream, model, dueAt, startedAt, counted: false };
 }
 
 function started(record: RequestRecord, event: { now: number; owner: Owner }): RequestRecord {
@@ -379,14 +426,10 @@ function endedAttempt(
   step: Step,
   counted: boolean,
 ): AttemptRecord {
-  const { requestId, number, round, upstream, model, startedAt } = attemptUnderWay(record);
   return {
-    requestId,
-    number,
-    round,
-    upstream,
-    model,
-    startedAt,
+    ...attemptUnderWay(record),
+    waitedFor: result.waitedFor,
+    connectedAt: result.connectedAt,
     firstByteAt: result.firstByteAt,
     endedAt: now,
     status: result.status,
@@ -454,6 +497,13 @@ function revived(record: RequestRecord, event: Extract<RequestEvent, { type: "re
     degraded: undefined,
     lane: event.lane,
     terms: event.terms,
+    priority: event.priority ?? record.priority,
+    model: event.model ?? record.model,
+    promptHash: event.model === undefined ? record.promptHash : event.promptHash,
+    // Another body has another answer.
+    bodyHash: event.model === undefined ? record.bodyHash : undefined,
+    resolvedAt: undefined,
+    bodiesErasedAt: event.model === undefined ? record.bodiesErasedAt : undefined,
     dueAt: event.dueAt,
     deadlineAt: event.dueAt + event.terms.deadlineMs,
     updatedAt: event.now,

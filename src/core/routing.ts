@@ -25,6 +25,8 @@ export interface Route {
   validate?: ValidateWish | false;
   cache?: CacheWish | false;
   onFailure?: FailureWish | false;
+  /** What is kept of the calls; `last` where the configuration has another default. */
+  store?: "all" | "last" | "none";
 }
 
 /** A target's lane, and the instant from which it lets somebody through, as far as is known (0 = open now). */

@@ -13,6 +13,7 @@ import { Expiry } from "./expiry.ts";
 import { Feeds } from "./feed.ts";
 import type { Arrival, Lane, Slot } from "./lane.ts";
 import { type LaneSettings, Lanes } from "./lanes.ts";
+import { talliesOf } from "./ledger/usage.ts";
 import type { ChangeSet, ReadyGroup, World } from "./ports.ts";
 import { type Failure, isReady, type Owner, type Reason, type RequestRecord, transition } from "./request.ts";
 import { decideInterrupted } from "./retry.ts";
@@ -434,11 +435,13 @@ export class Scheduler {
     try {
       const content = this.contents.take(record.id) ?? (await this.contentOf(record.id));
       const now = clock.now();
-      const overdue = record.deadlineAt <= now;
-      if (overdue) await this.giveUp(record, failures.deadline(), "deadline");
-      if (overdue || !this.lanes.stillOpen(slot, now)) {
+      const isOverdue = record.deadlineAt <= now;
+      const isLost = content === undefined;
+      if (isOverdue) await this.giveUp(record, failures.deadline(), "deadline");
+      else if (isLost) await this.giveUp(record, failures.erased(), "permanent");
+      if (isOverdue || isLost || !this.lanes.stillOpen(slot, now)) {
         this.claiming.delete(record.id);
-        if (!overdue) slot.lane.backlog.add(record);
+        if (!isOverdue && !isLost) slot.lane.backlog.add(record);
         this.release(slot);
         return;
       }
@@ -454,12 +457,13 @@ export class Scheduler {
     }
   }
 
-  private async contentOf(id: string): Promise<Content> {
+  /** Undefined where its bodies have been erased, which nobody does while it waits. */
+  private async contentOf(id: string): Promise<Content | undefined> {
     const parts = await this.world.store.parts(id, ["head", "body"]);
     const heads = parts.filter(({ kind }) => kind === "head");
     const body = parts.find(({ kind }) => kind === "body");
     const head = heads.find(({ seq }) => seq === 0);
-    if (!head || !body) throw new StorageError("failed", `The body of ${id} is missing.`);
+    if (!head || !body) return undefined;
     const newest = heads.at(-1)!;
     const feedback = newest === head ? undefined : JSON.parse(decoder.decode(newest.bytes));
     return { head: JSON.parse(decoder.decode(head.bytes)), body: body.bytes, feedback };
@@ -471,7 +475,8 @@ export class Scheduler {
     const now = clock.now();
     const moved = transition(record, { type: "gave_up", now, failure, reason });
     if (!moved) return false;
-    const { status } = await store.commit({ kind: "change", transition: moved });
+    const change = { kind: "change" as const, transition: moved, tallies: talliesOf(moved) };
+    const { status } = await store.commit(change);
     if (status !== "applied") return false;
     this.forget(record);
     const { id, state, attempt: attempts, createdAt, lastErrorCode: code } = moved.record;
@@ -542,5 +547,5 @@ const largerOf = ({ largerContext }: Target) => (largerContext ? { largerContext
 function interruption(record: RequestRecord, now: number): ChangeSet {
   const moved = transition(record, { type: "interrupted", now, ...decideInterrupted(record, now) });
   if (!moved) throw new Error(`${record.id} is ${record.state}, not processing`);
-  return { kind: "change", transition: moved };
+  return { kind: "change", transition: moved, tallies: talliesOf(moved) };
 }

@@ -25,8 +25,12 @@ export interface Usage {
   total?: number;
   /** Of the prompt, what came from the provider's cache. */
   cached?: number;
+  /** Of the output, what the model thought to itself. */
+  reasoning?: number;
   /** US dollars, where the provider says so itself. */
   cost?: number;
+  /** It was not the provider who said so. */
+  estimated?: boolean;
 }
 
 const untaught: Calibration = { ratio: 0.25, output: 1000, outputDev: 0, error: 0, samples: 0 };
@@ -130,7 +134,11 @@ export function usageOf(jsonText: string | undefined): Usage {
       count(objectOf(usage.prompt_tokens_details).cached_tokens) ??
       count(objectOf(usage.input_tokens_details).cached_tokens) ??
       count(usage.cache_read_input_tokens),
+    reasoning:
+      count(objectOf(usage.completion_tokens_details).reasoning_tokens) ??
+      count(objectOf(usage.output_tokens_details).reasoning_tokens),
     cost: isWithin(usage.cost, 0, Number.MAX_VALUE) ? usage.cost : undefined,
+    estimated: usage.estimated === true ? true : undefined,
   };
 }
 

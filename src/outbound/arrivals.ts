@@ -1,6 +1,7 @@
 /** What has arrived of a stream and was not pulled yet. */
 
-import type { Chunk, Outcome, UpstreamEvent } from "../core/ports.ts";
+import type { Chunk, UpstreamEvent } from "../core/ports.ts";
+import type { Ended } from "./plain.ts";
 
 /**
  * Chunks that arrive together, or while nobody pulls, are one event. There is one promise for each pull, and none
@@ -15,7 +16,7 @@ export class Arrivals implements AsyncIterableIterator<UpstreamEvent> {
   onLeft: () => void = () => {};
   private head: [string, string][] | undefined;
   private chunks: Chunk[] | undefined;
-  private outcome: Outcome | undefined;
+  private ended: Ended | undefined;
   private isOver = false;
   private wake: ((result: IteratorResult<UpstreamEvent>) => void) | undefined;
 
@@ -37,8 +38,8 @@ export class Arrivals implements AsyncIterableIterator<UpstreamEvent> {
     this.flush();
   }
 
-  end(outcome: Outcome): void {
-    this.outcome ??= outcome;
+  end(ended: Ended): void {
+    this.ended ??= ended;
     this.flush();
   }
 
@@ -72,7 +73,7 @@ export class Arrivals implements AsyncIterableIterator<UpstreamEvent> {
   }
 
   private take(): UpstreamEvent | undefined {
-    const { head, chunks, outcome } = this;
+    const { head, chunks, ended } = this;
     if (this.isOver) return undefined;
     if (head) {
       this.head = undefined;
@@ -84,8 +85,7 @@ export class Arrivals implements AsyncIterableIterator<UpstreamEvent> {
       this.onRoom();
       return { kind: "chunks", chunks };
     }
-    if (!outcome) return undefined;
-    this.isOver = true;
-    return { kind: "ended", outcome };
+    if (ended) this.isOver = true;
+    return ended;
   }
 }

@@ -2,8 +2,11 @@
 
 import type { Dispatcher } from "undici";
 import type { HeaderList } from "../core/headers.ts";
-import type { Abort, Clock, Outcome } from "../core/ports.ts";
+import type { Abort, Clock, Outcome, UpstreamEvent } from "../core/ports.ts";
 import { type Reading, readAnswer } from "./answer.ts";
+
+/** The last event of a call. */
+export type Ended = Extract<UpstreamEvent, { kind: "ended" }>;
 
 /** Collects one answer. undici calls it; whatever comes first, an end, an error or an abort, is the outcome. */
 export class PlainAnswer implements Dispatcher.DispatchHandler {
@@ -16,9 +19,10 @@ export class PlainAnswer implements Dispatcher.DispatchHandler {
   protected readonly reading: Reading;
   private readonly abort: Abort;
   protected readonly clock: Clock;
-  private readonly resolve: (outcome: Outcome) => void;
+  private connectedAt: number | undefined;
+  private readonly resolve: (ended: Ended) => void;
 
-  constructor(reading: Reading, abort: Abort, clock: Clock, resolve: (outcome: Outcome) => void) {
+  constructor(reading: Reading, abort: Abort, clock: Clock, resolve: (ended: Ended) => void) {
     this.reading = reading;
     this.abort = abort;
     this.clock = clock;
@@ -40,11 +44,12 @@ export class PlainAnswer implements Dispatcher.DispatchHandler {
     if (this.over) return;
     this.over = true;
     this.abort.onAbort = undefined;
-    this.resolve(outcome);
+    this.resolve({ kind: "ended", outcome, connectedAt: this.connectedAt });
   }
 
   /** Called when a connection is there and the request is about to be written to it. */
   onRequestStart(controller: Dispatcher.DispatchController): void {
+    this.connectedAt = this.clock.now();
     if (this.over) controller.abort(new Error("no longer wanted"));
     else this.controller = controller;
   }

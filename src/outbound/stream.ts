@@ -6,11 +6,11 @@ import type { Dispatcher } from "undici";
 import { Assembly, type ReadChunk, readChunk } from "../core/chunk.ts";
 import { type HeaderList, toCaller } from "../core/headers.ts";
 import { rawMember, replaceMember } from "../core/json-text.ts";
-import type { Abort, Clock, Outcome, StreamWish, UpstreamEvent } from "../core/ports.ts";
+import type { Abort, Clock, Exchange, Outcome, StreamWish, UpstreamEvent } from "../core/ports.ts";
 import { chunksOf } from "../core/restream.ts";
 import { answerOf, errorOf, type Reading } from "./answer.ts";
 import { Arrivals } from "./arrivals.ts";
-import { failed, PlainAnswer } from "./plain.ts";
+import { type Ended, failed, PlainAnswer } from "./plain.ts";
 import { EventReader } from "./sse.ts";
 import { askForUsage, refusesUsage, withoutNullUsage } from "./usage-wish.ts";
 
@@ -26,6 +26,8 @@ export interface StreamCall {
   /** JSON with `"stream": true`. */
   body: Uint8Array;
   send(body: Uint8Array, handler: Dispatcher.DispatchHandler): void;
+  /** What is kept of a body that was sent; undefined where nothing is. */
+  keep: ((body: Uint8Array) => Exchange) | undefined;
 }
 
 /** More than this many characters that nobody pulls, and the upstream has to wait. */
@@ -44,7 +46,7 @@ const decoders: Record<string, () => Transform> = {
 /** Makes a call whose answer is wanted as a stream; where the upstream gives another one, it is a plain answer. */
 export function callStream(
   peer: StreamPeer,
-  { wish, reading, body, send }: StreamCall,
+  { wish, reading, body, send, keep }: StreamCall,
   abort: Abort,
   clock: Clock,
 ): AsyncIterable<UpstreamEvent> {
@@ -52,21 +54,26 @@ export function callStream(
   // As Latin-1, so that every byte that is not meant stays.
   const plain = Buffer.from(body).toString("latin1");
   const expected = choicesAsked(plain);
-  const call = (text: string, asked: boolean, whenEnded: (outcome: Outcome) => void) => {
+  const call = (text: string, asked: boolean, whenEnded: (ended: Ended) => void) => {
     const terms = { wish, hidesUsage: asked && !wish.usage, expected };
-    const answer = new StreamedAnswer(arrivals, terms, reading, abort, clock, whenEnded);
-    send(Buffer.from(text, "latin1"), answer);
+    const sent = Buffer.from(text, "latin1");
+    const answer: StreamedAnswer = new StreamedAnswer(arrivals, terms, reading, abort, clock, (ended) => {
+      const isKept = keep && ended.connectedAt !== undefined;
+      whenEnded(isKept ? { ...ended, sent: keep(sent), received: answer.soFar(ended.outcome) } : ended);
+    });
+    send(sent, answer);
   };
-  const callWithout = () =>
-    call(plain, false, (outcome) => {
+  const callWithout = (connectedAt: number | undefined) =>
+    call(plain, false, (ended) => {
+      const { outcome } = ended;
       // Not if it refuses this one, too.
       if (outcome.kind === "response" && outcome.status < 300) peer.asksUsage = false;
-      arrivals.end(outcome);
+      arrivals.end({ ...ended, connectedAt });
     });
   const asking = peer.asksUsage ? askForUsage(plain) : plain;
-  call(asking, asking !== plain, (outcome) => {
-    if (asking !== plain && refusesUsage(outcome)) callWithout();
-    else arrivals.end(outcome);
+  call(asking, asking !== plain, (ended) => {
+    if (asking !== plain && refusesUsage(ended.outcome)) callWithout(ended.connectedAt);
+    else arrivals.end(ended);
   });
   return arrivals;
 }
@@ -106,7 +113,7 @@ class StreamedAnswer extends PlainAnswer {
     reading: Reading,
     abort: Abort,
     clock: Clock,
-    resolve: (outcome: Outcome) => void,
+    resolve: (ended: Ended) => void,
   ) {
     super(reading, abort, clock, resolve);
     this.arrivals = arrivals;
@@ -146,6 +153,14 @@ class StreamedAnswer extends PlainAnswer {
   override onResponseError(controller: Dispatcher.DispatchController, error: Error): void {
     if (this.reader) this.atEnd(error);
     else super.onResponseError(controller, error);
+  }
+
+  /** What has come of an answer that broke off: as the one that it would have been. */
+  soFar(outcome: Outcome): Exchange | undefined {
+    const { status, assembly } = this;
+    if (outcome.kind === "response" || assembly.isEmpty) return undefined;
+    const body = Buffer.from(assembly.completion(this.terms.wish.identity));
+    return { head: { status, headers: toCaller(this.headersAsJson()) }, body };
   }
 
   /** What is whole is kept, whoever wants no more of it. */

@@ -7,17 +7,18 @@ import { replaceMember } from "../core/json-text.ts";
 import type {
   Abort,
   Clock,
+  Exchange,
   ForwardCall,
   ForwardReply,
-  Outcome,
   Upstream,
   UpstreamCall,
   UpstreamEvent,
 } from "../core/ports.ts";
 import { type Reading, readAnswer } from "./answer.ts";
 import { withMessages } from "./feedback.ts";
-import { codeOf, failed, headerList, PlainAnswer } from "./plain.ts";
+import { codeOf, type Ended, failed, headerList, PlainAnswer } from "./plain.ts";
 import { createPool } from "./pool.ts";
+import { sentExchange } from "./sent.ts";
 import { callStream } from "./stream.ts";
 import { Schemas } from "./validation.ts";
 
@@ -36,6 +37,7 @@ interface Endpoint {
   /** For recorded calls, whose number the scheduler limits; let-through ones must not take their connections. */
   pool: Pool;
   openPool: Pool;
+  origin: string;
   basePath: string;
   headers: HeaderList;
   secrets: string[];
@@ -100,6 +102,7 @@ function endpointOf(
   return {
     pool: createPool(origin, connectMs, maxConcurrency),
     openPool: createPool(origin, connectMs),
+    origin,
     basePath: pathname.replace(/\/$/, ""),
     headers: [...authorization, ...configured],
     secrets: [apiKey ?? "", ...configured.filter(isSecret).map(([, value]) => value)].filter(
@@ -112,9 +115,9 @@ function endpointOf(
 const isSecret = ([name]: [string, string]): boolean => /auth|key|token|secret|cookie/.test(name);
 
 /** The upstream's own headers take the place of the caller's. */
-function headersFor(endpoint: Endpoint, headers: HeaderList): string[] {
+function headersFor(endpoint: Endpoint, headers: HeaderList): HeaderList {
   const own = new Set(endpoint.headers.map(([name]) => name));
-  return [...headers.filter(([name]) => !own.has(name)), ...endpoint.headers].flat();
+  return [...headers.filter(([name]) => !own.has(name)), ...endpoint.headers];
 }
 
 function callUpstream(
@@ -125,15 +128,31 @@ function callUpstream(
   clock: Clock,
 ): AsyncIterable<UpstreamEvent> {
   const body = bodyOf(call.body, call);
+  const keep = call.keepSent ? (sent: Uint8Array) => sentBy(endpoint, call, sent) : undefined;
   if (call.stream) {
     const send = (text: Uint8Array, handler: Dispatcher.DispatchHandler) =>
       dispatch(endpoint, call, text, handler);
-    return callStream(endpoint, { wish: call.stream, reading, body, send }, abort, clock);
+    return callStream(endpoint, { wish: call.stream, reading, body, send, keep }, abort, clock);
   }
-  const outcome = new Promise<Outcome>((resolve) => {
-    dispatch(endpoint, call, body, new PlainAnswer(reading, abort, clock, resolve));
+  const ended = new Promise<Ended>((resolve) => {
+    const whenEnded = (end: Ended) =>
+      resolve(keep && end.connectedAt !== undefined ? { ...end, sent: keep(body) } : end);
+    dispatch(endpoint, call, body, new PlainAnswer(reading, abort, clock, whenEnded));
   });
-  return endsWith(outcome);
+  return endsWith(ended);
+}
+
+/** The recorded answers are wanted as they are. */
+const sentHeaders = (endpoint: Endpoint, { headers }: UpstreamCall): HeaderList => [
+  ...headersFor(endpoint, headers),
+  ["accept-encoding", "identity"],
+];
+
+function sentBy(endpoint: Endpoint, call: UpstreamCall, body: Uint8Array): Exchange {
+  const { origin, basePath, headers: own, secrets } = endpoint;
+  const { method, path } = call;
+  const sent = { method, origin, path: basePath + path, headers: sentHeaders(endpoint, call), body };
+  return sentExchange(sent, { names: new Set(own.map(([name]) => name)), values: secrets });
 }
 
 function dispatch(
@@ -142,7 +161,7 @@ function dispatch(
   body: Uint8Array,
   handler: Dispatcher.DispatchHandler,
 ): void {
-  const headers = [...headersFor(endpoint, call.headers), "accept-encoding", "identity"];
+  const headers = sentHeaders(endpoint, call).flat();
   const path = endpoint.basePath + call.path;
   // The time limits are the scheduler's; undici's own would only be second ones.
   const limits = { headersTimeout: 0, bodyTimeout: 0 };
@@ -150,12 +169,12 @@ function dispatch(
 }
 
 /** The one event of a plain answer; a generator would cost several promises more for each call. */
-function endsWith(outcome: Promise<Outcome>): AsyncIterable<UpstreamEvent> {
+function endsWith(ended: Promise<Ended>): AsyncIterable<UpstreamEvent> {
   let told = false;
   const next = async (): Promise<IteratorResult<UpstreamEvent>> => {
     if (told) return { done: true, value: undefined };
     told = true;
-    return { done: false, value: { kind: "ended", outcome: await outcome } };
+    return { done: false, value: await ended };
   };
   return { [Symbol.asyncIterator]: () => ({ next }) };
 }
@@ -194,7 +213,7 @@ async function forward(
     const answer = await endpoint.openPool.request({
       method: method as "POST",
       path: endpoint.basePath + path,
-      headers: headersFor(endpoint, headers),
+      headers: headersFor(endpoint, headers).flat(),
       body: body as Uint8Array | undefined,
       signal: stop.signal,
       headersTimeout: silentMs,

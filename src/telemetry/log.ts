@@ -27,6 +27,9 @@ const levels: Record<Told["event"], "error" | "warn" | "info" | "debug"> = {
   recovered: "info",
   storage_trouble: "error",
   storage_recovered: "info",
+  erased: "info",
+  bulk_ended: "info",
+  search_rebuilding: "warn",
   fault: "error",
 };
 

@@ -25,6 +25,10 @@ const json = { "Content-Type": "application/json" };
 const paths = [
   "/v1/requests",
   "/v1/requests/req_x",
+  "/v1/requests/counts",
+  "/v1/requests/dead_letters",
+  "/v1/bulks",
+  "/v1/usage",
   "/v1/models",
   "/v1/models/m",
   "/v1/files",
@@ -238,6 +242,8 @@ describe("without API keys", () => {
       "completions",
       "moderations",
       "messages",
+      ...["retry", "cancel", "resolve", "erase"].map((action) => `requests/${action}`),
+      ...["retry", "replay", "resolve"].map((action) => `requests/req_x/${action}`),
     ]) {
       const response = await post(`/v1/${path}`, hello, { "content-type": type });
       expect(await refusalOf(response)).toEqual({
@@ -247,6 +253,21 @@ describe("without API keys", () => {
       });
     }
     expectUntouched();
+  });
+
+  it("what has no body needs no type, and may not come from another page either", async () => {
+    const { fetch } = outlast;
+    for (const [method, path] of [
+      ["POST", "requests/req_x/retry"],
+      ["POST", "requests/req_x/replay"],
+      ["POST", "requests/req_x/resolve"],
+      ["DELETE", "requests/req_x"],
+    ] as const) {
+      expect((await refusalOf(await fetch(`/v1/${path}`, { method }))).code).toBe("request_not_found");
+      const headers = { origin: "https://evil.test" };
+      const foreign = await fetch(`/v1/${path}`, { method, headers });
+      expect((await refusalOf(foreign)).code).toBe("foreign_origin");
+    }
   });
 
   it("a body of another type goes where such bodies are taken", async () => {

@@ -116,6 +116,14 @@ describe("when as many callers are held as may be", () => {
     }
     expect((await outlast.fetch("/healthz")).status).toBe(200);
     expect((await outlast.fetch("/readyz")).status).toBe(200);
+    for (const where of ["requests/counts", "requests/dead_letters", "bulks", "usage"]) {
+      expect((await outlast.fetch(`/v1/${where}`)).status).toBe(200);
+    }
+    const filter = { user: "nobody" };
+    expect((await outlast.post("/v1/requests/cancel", { filter })).status).toBe(202);
+    expect((await outlast.post("/v1/requests/erase", { filter })).status).toBe(202);
+    expect((await outlast.post(`/v1/requests/${id}/replay`, {})).status).toBe(503);
+    expect((await outlast.fetch("/v1/requests/req_x", { method: "DELETE" })).status).toBe(404);
     expect((await outlast.post(`/v1/requests/${id}/cancel`, {})).status).toBe(200);
     expect((await nextReply(socket)).status).toBe(400);
     outlast.fake.otherwise(answer());

@@ -131,6 +131,7 @@ describe("a transition", () => {
       round: 2,
       upstream: "b",
       model: "meta/llama",
+      dueAt: waiting.dueAt,
       startedAt: later,
       counted: false,
     });

@@ -234,11 +234,12 @@ describe("the usage of an answer", () => {
       .map((one) => JSON.stringify(one));
     fc.assert(
       fc.property(fc.oneof(fc.string(), fc.json(), like), (text) => {
-        const { cost, ...tokens } = usageOf(text);
+        const { cost, estimated, ...tokens } = usageOf(text);
         for (const count of Object.values(tokens)) {
           if (count !== undefined) expect(Number.isInteger(count) && count >= 0).toBe(true);
         }
         expect(cost ?? 0).toBeGreaterThanOrEqual(0);
+        expect([true, undefined]).toContain(estimated);
       }),
       { numRuns: 1000 },
     );

@@ -578,6 +578,7 @@ describe("twenty thousand requests in the store", () => {
       path: join(dir, "outlast.db"),
       node: "local",
       minFreeDiskBytes: 0,
+      search: false,
       clock: systemClock,
       observer: { tell: () => {} },
       onFailed: (error) => {

@@ -205,6 +205,7 @@ describe("without a floor, a disk that fills to the last byte", () => {
       path: join(disk.dir, "outlast.db"),
       node: "local",
       minFreeDiskBytes: 0,
+      search: false,
       clock,
       observer: { tell: ({ event }) => told.push(event) },
       onFailed: (error) => told.push(error.message),

@@ -27,11 +27,12 @@ afterEach(() => {
   vi.resetModules();
 });
 
-/** Runs seeds until one shows a violation, and returns its text. */
-async function caught(plant?: Plant, seeds = seedsMax): Promise<string> {
+/** Runs seeds until one shows a violation, and returns its text. What few show is begun with where it was seen last. */
+async function caught(plant?: Plant, { seeds = seedsMax, from = 1 } = {}): Promise<string> {
   vi.resetModules();
   const { tell } = await import("./scenario.ts");
-  for (let seed = 1; seed <= seeds; seed++) {
+  for (let i = 0; i < seeds; i++) {
+    const seed = ((from - 1 + i) % seeds) + 1;
     const { violations } = await tell(seed, plant);
     if (violations.length > 0) return violations.join("\n");
   }
@@ -278,7 +279,9 @@ describe("a planted bug in streams is seen:", () => {
       };
       return {};
     });
-    expect(await caught()).toMatch(/was read on in another answer|other events than are recorded/);
+    expect(await caught({}, { from: 84 })).toMatch(
+      /was read on in another answer|other events than are recorded/,
+    );
   });
 
   test("callers who are not told that the answer begins anew", async () => {
@@ -300,7 +303,7 @@ describe("a planted bug in streams is seen:", () => {
       Object.defineProperty(Intake.prototype, "isTold", { get: () => false });
       return {};
     });
-    expect(await caught()).toMatch(/its stream has \d+ ends/);
+    expect(await caught({}, { from: 113 })).toMatch(/its stream has \d+ ends/);
   });
 
   test("a buffered answer that is told before it is whole", async () => {
@@ -359,7 +362,7 @@ describe("a planted bug in streams is seen:", () => {
       const { state, attempt, round, owner } = result.current;
       return next({ ...change, expect: { state, attempt, round, owner } });
     };
-    expect(await caught({ commit })).toMatch(
+    expect(await caught({ commit }, { from: 36 })).toMatch(
       /records event \d+ behind event|after its end|fault|another answer than its stream/,
     );
   });
@@ -395,5 +398,5 @@ describe("a planted bug in streams is seen:", () => {
 });
 
 test("without a planted bug nothing is seen", async () => {
-  expect(await caught(undefined, 50)).toBe("nothing was seen");
+  expect(await caught(undefined, { seeds: 50 })).toBe("nothing was seen");
 });

@@ -8,7 +8,7 @@ import { outage } from "./outage.ts";
 import { tell } from "./scenario.ts";
 
 const only = process.env.SEED === undefined ? undefined : Number(process.env.SEED);
-const seeds = Number(process.env.SEEDS ?? 250);
+const seeds = Number(process.env.SEEDS ?? 150);
 
 describe("the simulation", () => {
   test("keeps every promise, whatever goes wrong", { timeout: 600_000 }, async () => {

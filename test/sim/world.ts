@@ -6,18 +6,11 @@
 
 import { createHash } from "node:crypto";
 import { StorageError } from "../../src/core/errors.ts";
-import type {
-  CacheStore,
-  ChangeSet,
-  CommitResult,
-  FlowStore,
-  Store,
-  Told,
-  World,
-} from "../../src/core/ports.ts";
+import type { ChangeSet, CommitResult, FlowStore, Store, Told, World } from "../../src/core/ports.ts";
 import { Queue, type QueueSettings } from "../../src/core/queue.ts";
 import { openMemory } from "../../src/store/sqlite/memory.ts";
 import { Watchers } from "../../src/store/watchers.ts";
+import { noSearch } from "../support/no-search.ts";
 import { SimClock, seeded, settle } from "./clock.ts";
 import { Recordings } from "./streams.ts";
 import { SimUpstream, type Weather } from "./upstream.ts";
@@ -89,6 +82,7 @@ export const usual: Omit<QueueSettings, "owner" | "upstreams"> = {
   attemptMs: 120_000,
   adoptWindowMs: 600_000,
   failureEchoMs: 10_000,
+  comeBack: { maxAttempts: 25, deadlineMs: 86_400_000 },
   limits: { maxQueued: 1_000_000, maxHeld: 10_000, maxBodyMemoryBytes: 2 ** 28 },
 };
 
@@ -255,7 +249,7 @@ export class Sim {
   }
 
   /** The store as a process sees it: slow, sometimes full, and after its death deaf but for late results. */
-  private storesFor(process: Process): { store: Store; flow: FlowStore; cache: CacheStore } {
+  private storesFor(process: Process): Pick<World, "store" | "flow" | "cache" | "ledger" | "search"> {
     const store = openMemory(this.memory.engine);
     // Also what a planted bug writes is told.
     const watchers = new Watchers();
@@ -312,6 +306,8 @@ export class Sim {
       store: this.plant.store?.(faulty) ?? faulty,
       flow: this.plant.flow?.(flow) ?? flow,
       cache,
+      ledger: store,
+      search: noSearch,
     };
   }
 

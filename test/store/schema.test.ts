@@ -3,10 +3,15 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type Database from "better-sqlite3";
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from "vitest";
+import { matches } from "../../src/core/ledger/filter.ts";
+import type { Bulk, Filter, Tally } from "../../src/core/ledger/ports.ts";
 import type { ChangeSet, CommitResult, PartKind } from "../../src/core/ports.ts";
+import type { RequestRecord } from "../../src/core/request.ts";
 import { Engine } from "../../src/store/sqlite/engine.ts";
 import { schemaVersion } from "../../src/store/sqlite/migrations.ts";
-import { aRecord, completes, retries, start, starts, walk } from "../support/builders.ts";
+import type { Op } from "../../src/store/sqlite/op.ts";
+import { packed as packOf } from "../../src/store/sqlite/pack.ts";
+import { aRecord, completes, givesUp, retries, start, starts, walk } from "../support/builders.ts";
 import { KeptDatabase } from "../support/database.ts";
 
 interface Column {
@@ -20,6 +25,7 @@ interface ForeignKey {
   on_delete: string;
 }
 type Row = Record<string, unknown>;
+type Filed = Extract<Op, { kind: "filed" }>;
 
 const owner = { node: "local", epoch: 1 };
 const lane = "fake/gpt-test";
@@ -27,6 +33,24 @@ const callHash = "ab".repeat(32);
 const bodyHash = "ef".repeat(32);
 const events = { after: 0, bytes: Buffer.from("{}"), anew: false };
 const vector = { project: "default", hash: callHash, createdAt: start, bytes: Buffer.from("[1]") };
+
+const tally: Tally = {
+  key: { day: 1, project: "default", endpoint: "/e", model: "m", upstream: "u", promptHash: "" },
+  tags: [],
+  sums: { completed: 1 },
+};
+const bulk: Bulk = {
+  id: "bulk_1",
+  project: "default",
+  action: "retry",
+  filter: { project: "default" },
+  state: "in_progress",
+  done: 0,
+  skipped: 0,
+  failed: 0,
+  createdAt: start,
+  updatedAt: start,
+};
 
 let dir: string;
 let path: string;
@@ -66,6 +90,10 @@ function indexes(table: string): { name: string; unique: boolean; partial: boole
   }));
 }
 
+/** Beside its parts, which a pack stands in place of in truth. */
+const packed = (id: string) =>
+  db.prepare("INSERT INTO packs SELECT seq, x'00' FROM requests WHERE id = ?").run(id);
+
 /** A row in every table. */
 beforeAll(() => {
   dir = mkdtempSync(join(tmpdir(), "outlast-schema-"));
@@ -80,12 +108,14 @@ beforeAll(() => {
   const results = engine.commitAll([
     { kind: "accept", record, parts, key },
     { kind: "change", transition: begun! },
-    { kind: "change", transition: ended!, events, vectors: [vector] },
+    { kind: "change", transition: ended!, events, vectors: [vector], tallies: [tally] },
     { kind: "flow", rows: [{ name: lane, value: "{}" }] },
+    { kind: "bulk", bulk },
   ]);
-  expect(results).toEqual(Array(4).fill({ status: "applied" }));
+  expect(results).toEqual(Array(5).fill({ status: "applied" }));
   db = new KeptDatabase(path);
   db.pragma("foreign_keys = ON");
+  packed(record.id);
   tables = rows<{ name: string }>(
     "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'",
   ).map(({ name }) => name);
@@ -97,8 +127,8 @@ afterAll(() => {
   rmSync(dir, { recursive: true, force: true });
 });
 
-/** Tables whose rows are of no one request. */
-const ownTables = ["nodes", "requests", "flow", "vectors"];
+/** Tables whose rows are of no one request, and labels, which are found again by what they stand for. */
+const ownTables = ["nodes", "requests", "flow", "vectors", "facets", "spans", "usage", "bulks", "labels"];
 const children = (): string[] => tables.filter((table) => !ownTables.includes(table));
 
 describe("every table", () => {
@@ -114,6 +144,13 @@ describe("every table", () => {
         "held",
         "flow",
         "vectors",
+        "facets",
+        "spans",
+        "labels",
+        "usage",
+        "unfiled",
+        "packs",
+        "bulks",
       ]),
     );
     expect(tables.filter((table) => count(table) === 0)).toEqual([]);
@@ -154,7 +191,7 @@ describe("every table", () => {
 });
 
 describe("a closed set of words", () => {
-  const closed = ["state", "verdict", "kind", "codec", "degraded"];
+  const closed = ["state", "verdict", "kind", "codec", "degraded", "action", "caused_by"];
   const holders = () =>
     tables.flatMap((table) =>
       columns(table)
@@ -225,6 +262,8 @@ test.each([
   ["attempts", ["request_seq", "number"]],
   ["flow", ["name"]],
   ["vectors", ["project", "hash"]],
+  ["labels", ["label", "request_seq"]],
+  ["bulks", ["id"]],
 ])("there is one row in %s for each %j", (table, expected) => {
   const unique = indexes(table).filter((index) => index.unique && !index.partial);
   expect(unique.map((index) => index.columns)).toContainEqual(expected);
@@ -430,7 +469,7 @@ describe("a statement of the writer", () => {
   );
 });
 
-describe.each([1, 2, 3])("a file of schema %i", (version) => {
+describe.each([1, 2, 3, 4])("a file of schema %i", (version) => {
   const released = readFileSync(new URL(`./released/schema-${version}.sql`, import.meta.url), "utf8");
   const second = { node: "local", epoch: 2 };
   let own: string;
@@ -482,7 +521,7 @@ describe.each([1, 2, 3])("a file of schema %i", (version) => {
 
   test("still has every row that it had, in every column that there still is", () => {
     const now = new KeptDatabase(own, { readonly: true });
-    const gone: Record<number, string[]> = { 1: ["requests.answered"], 2: [], 3: [] };
+    const gone: Record<number, string[]> = { 1: ["requests.answered"] };
     const lost: string[] = [];
     for (const { name: table } of inOld<{ name: string }>(
       "SELECT name FROM sqlite_master WHERE type = 'table'",
@@ -498,7 +537,7 @@ describe.each([1, 2, 3])("a file of schema %i", (version) => {
       expect(before.length, table).toBeGreaterThan(0);
       expect(now.prepare(text).all(), table).toEqual(before);
     }
-    expect(lost).toEqual(gone[version]);
+    expect(lost).toEqual(gone[version] ?? []);
     now.close();
   });
 
@@ -534,7 +573,8 @@ describe.each([1, 2, 3])("a file of schema %i", (version) => {
     expect(expected).toMatchObject({ invalid: 0, bodyHash: undefined, cachedFrom: undefined, ...none });
     const [, attempt] = today.attempts("req_keyed_completed");
     expect(attempt).toMatchObject({ verdict: "success", cost: undefined, findings: undefined });
-    expect([today.flow(), today.vectors("default", [callHash], 0)]).toEqual([[], []]);
+    expect(today.vectors("default", [callHash], 0)).toEqual([]);
+    expect(today.flow()).toEqual(version >= 4 ? inOld("SELECT * FROM flow") : []);
     const changes: ChangeSet[] = [
       { kind: "degraded", id: expected.id, degraded: "stale" },
       { kind: "change", transition: walk(expected, completes({ cost: 1.5 }))[0]!, vectors: [vector] },
@@ -628,6 +668,7 @@ describe.each([1, 2, 3])("a file of schema %i", (version) => {
       "req_held_second_attempt",
       "req_keyed_processing",
       ...(version >= 3 ? ["req_stream_processing"] : []),
+      ...(version >= 4 ? ["req_degraded"] : []),
     ]);
     const [transition] = walk(today.get("req_held_second_attempt")!, completes());
     expect(today.commitAll([{ kind: "change", transition: transition! }])).toEqual([{ status: "applied" }]);
@@ -658,7 +699,54 @@ describe.each([1, 2, 3])("a file of schema %i", (version) => {
       req_held_failed: "applied",
       req_held_gave_up: "applied",
       req_held_cancelled: "applied",
+      ...(version >= 4 ? { req_degraded: "adopted" } : {}),
     });
+  });
+
+  test("has its requests counted, and found by what they are, by their tags and by when they came", () => {
+    const count = (sql: string) => inOld<{ n: number }>(`SELECT count(*) AS n FROM requests ${sql}`)[0]!.n;
+    const filter = { project: "default" };
+    const all = today.list({ ...filter, order: "asc", limit: 100 });
+    expect(today.size().requests).toBe(all.length);
+    for (const { values, count: n } of today.counts(filter, ["status", "caused_by", "error_code"])) {
+      const { status, caused_by, error_code } = values;
+      const states = [status as RequestRecord["state"]];
+      const causedBy = (caused_by ?? undefined) as Filter["causedBy"];
+      const query = { ...filter, states, causedBy, errorCode: error_code ?? undefined };
+      const expected = all.filter(
+        (one) => matches(query, one) && (error_code ?? undefined) === one.lastErrorCode,
+      );
+      expect(n).toBe(expected.length);
+    }
+    expect(today.counts(filter, ["status"]).reduce((sum, { count: n }) => sum + n, 0)).toBe(count(""));
+    for (const tag of new Set(all.flatMap(({ tags }) => tags))) {
+      const query = { ...filter, labels: [{ name: "tag", value: tag }] };
+      const found = today.list({ ...query, order: "desc", limit: 100 });
+      expect(found).toEqual(all.filter((one) => matches(query, one)).toReversed());
+    }
+    const [createdAfter, createdBefore] = [all[3]!.createdAt - 1, all[3]!.createdAt + 1];
+    const query = { ...filter, createdAfter, createdBefore };
+    const expected = all.filter((one) => matches(query, one));
+    expect(today.list({ ...query, order: "asc", limit: 100 })).toEqual(expected);
+    const ended = all.filter(({ endedAt }) => endedAt !== undefined);
+    expect(today.unfiled(100).map(({ id }) => id)).toEqual(ended.map(({ id }) => id));
+  });
+
+  test("takes the parts that it did not", () => {
+    const record = today.get("req_held_processing")!;
+    const sent = { kind: "sent" as const, seq: 1, bytes: Buffer.from("{}\nsent") };
+    const [transition] = walk(record, completes());
+    const answer = { kind: "answer" as const, seq: 0, bytes: Buffer.alloc(10_000, "a") };
+    const end: ChangeSet = { kind: "change", transition: transition!, parts: [sent, answer] };
+    expect(today.commitAll([end])).toEqual([{ status: "applied" }]);
+    const { seq, round } = today.unfiled(100).find(({ id }) => id === record.id)!;
+    const packs: Filed["packs"] = [[seq, packOf([answer, sent])]];
+    expect(today.writeAll([{ kind: "filed", seqs: [[seq, round]], packs }])).toEqual([{ status: "applied" }]);
+    expect(today.parts(record.id, ["answer", "sent"])).toEqual([answer, sent]);
+    const file = new KeptDatabase(own, { readonly: true });
+    expect(file.pragma("integrity_check")).toBe("ok");
+    expect(file.prepare("SELECT count(*) FROM parts WHERE request_seq = ?").pluck().get(seq)).toBe(0);
+    file.close();
   });
 
   const hex = (bytes: unknown) => (bytes === null ? undefined : (bytes as Buffer).toString("hex"));
@@ -717,7 +805,7 @@ test("a request that is deleted takes its children along, and no others", () => 
   const kept = aRecord({ callHash });
   const key = { project: kept.project, endpoint: kept.endpoint, key: "kept" };
   const parts = [{ kind: "body" as const, seq: 0, bytes: Buffer.from("b") }];
-  const changes = walk(kept, starts(owner), retries()).map((transition) => ({
+  const changes = walk(kept, starts(owner), retries(), givesUp()).map((transition) => ({
     kind: "change" as const,
     transition,
   }));
@@ -728,7 +816,8 @@ test("a request that is deleted takes its children along, and no others", () => 
     forks: [],
     events,
   };
-  engine.commitAll([{ kind: "accept", record: kept, parts, key }, changes[0]!, event, changes[1]!]);
+  engine.commitAll([{ kind: "accept", record: kept, parts, key }, changes[0]!, event, ...changes.slice(1)]);
+  packed(kept.id);
   for (const table of children()) expect(count(table), table).toBe(2);
   db.prepare("DELETE FROM requests WHERE id <> ?").run(kept.id);
   for (const table of children()) expect(count(table), table).toBe(1);

@@ -6,7 +6,7 @@ import { join } from "node:path";
 import type Database from "better-sqlite3";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { StorageError } from "../../src/core/errors.ts";
-import type { ChangeSet, Told } from "../../src/core/ports.ts";
+import type { ChangeSet, PartKind, Told } from "../../src/core/ports.ts";
 import type { RequestRecord } from "../../src/core/request.ts";
 import { diskErrorKind, Engine } from "../../src/store/sqlite/engine.ts";
 import { openMemory } from "../../src/store/sqlite/memory.ts";
@@ -74,6 +74,7 @@ function options(more: Partial<SqliteOptions> = {}): SqliteOptions {
     minFreeDiskBytes: 0,
     clock,
     observer: { tell: (event) => told.push(event) },
+    search: false,
     onFailed: (error) => failures.push(error),
     ...more,
   };
@@ -277,9 +278,10 @@ describe("opening", () => {
     const built = new URL("../../dist/store/sqlite/store.js", import.meta.url);
     const script = `
       import { SqliteStore } from ${JSON.stringify(built.href)};
-      const clock = { now: () => 0, timer: () => () => {} };
+      const clock = { now: () => 0, ticks: () => 0, timer: () => () => {} };
       const given = { path: ${JSON.stringify(path)}, node: "${node}", minFreeDiskBytes: 0, clock };
-      const store = await SqliteStore.open({ ...given, observer: { tell() {} }, onFailed() {} });
+      const more = { observer: { tell() {} }, search: false, onFailed() {} };
+      const store = await SqliteStore.open({ ...given, ...more });
       const record = ${JSON.stringify(record ?? null)};
       if (record) await store.commit({ kind: "accept", record, parts: [] });
       console.log("open");`;
@@ -329,8 +331,8 @@ describe("a fault of one statement", () => {
     const store = await open();
     const record = aRecord();
     const key = { project: "default", endpoint: "/e", key: "k" };
-    const twice = { parts: [body("one"), body("two")], key };
-    await expect(store.commit(accept(record, twice))).rejects.toThrow();
+    const parts = [body("one"), { ...body("two"), kind: "none" as PartKind }];
+    await expect(store.commit(accept(record, { parts, key }))).rejects.toThrow("CHECK");
     expect(await store.get(record.id)).toBeUndefined();
     expect(await store.parts(record.id, ["body"])).toEqual([]);
     expect(await store.byKey("default", "/e", "k")).toBeUndefined();
@@ -397,7 +399,8 @@ describe("closing", () => {
 
   test("leaves no timer behind", async () => {
     const store = await open();
-    expect(clock.armed.size).toBe(1);
+    // The look at the disk, and the librarian's first one.
+    expect(clock.armed.size).toBe(2);
     await store.close();
     expect(clock.armed.size).toBe(0);
   });

@@ -7,6 +7,7 @@ import type { RequestRecord, Terms } from "../../src/core/request.ts";
 import { openMemory } from "../../src/store/sqlite/memory.ts";
 import { SimClock, seeded } from "../sim/clock.ts";
 import { usual } from "../sim/world.ts";
+import { noSearch } from "./no-search.ts";
 
 const encoder = new TextEncoder();
 export const minuteMs = 60_000;
@@ -82,6 +83,8 @@ export class Loop {
       store,
       flow: store,
       cache: store,
+      ledger: store,
+      search: noSearch,
       upstream,
       observer: { tell: (event) => this.told.push(event) },
     };

@@ -1,12 +1,11 @@
-/** SQLite itself: one connection, everything synchronous. Runs in a worker thread, or in process for `:memory:`. */
+/** SQLite itself: everything synchronous. Runs in a worker thread, or in process for `:memory:`. */
 
-import Database from "better-sqlite3";
+import { labelsOf } from "../../core/ledger/labels.ts";
 import type {
   ChangeSet,
   CommitResult,
   EventBatch,
   FlowRow,
-  ListQuery,
   Part,
   PartKind,
   ReadyGroup,
@@ -22,13 +21,14 @@ import {
   type RequestRecord,
   reasonsInVain,
 } from "../../core/request.ts";
-import { keep } from "./keep.ts";
-import { assertOurs, migrate } from "./migrations.ts";
+import { Facets } from "./facets.ts";
+import { labelNumber } from "./label-number.ts";
+import { Ledger } from "./ledger.ts";
 import { type Op, opOf } from "./op.ts";
+import { unpacked } from "./pack.ts";
 import * as rows from "./rows.ts";
-
-/** The WAL-reset bug of 3.7.0–3.51.2 can corrupt a file (research: sqlite.org/wal.html, fixed in 3.51.3). */
-const oldestVersion = "3.51.3";
+import { Spans } from "./spans.ts";
+import { Usage } from "./usage.ts";
 
 /**
  * Vectors are many, and asked for again at little cost: one that nobody has made anew for this long only takes up
@@ -43,6 +43,8 @@ const longLogPages = 1000;
 
 const marks = (count: number): string => Array(count).fill("?").join(", ");
 const isReady = "state IN ('queued', 'retrying')";
+
+export type { Shelved } from "./ledger.ts";
 
 /** What reads offer, by name: the reader thread is asked by these names. */
 export type Reads = Pick<
@@ -63,12 +65,21 @@ export type Reads = Pick<
   | "calledSince"
   | "newest"
   | "vectors"
+  | "many"
+  | "counts"
+  | "deadLetters"
+  | "usage"
+  | "erasable"
+  | "unwanted"
+  | "size"
+  | "bulk"
+  | "bulkByKey"
+  | "bulks"
 >;
 
 const applied: CommitResult = { status: "applied" };
 
 const acceptColumns = [...rows.fixedColumns, ...rows.roundColumns, ...rows.changingColumns];
-const isHash = (column: string): boolean => ["fingerprint", "call_hash", "body_hash"].includes(column);
 /**
  * Forks only grow: a change that was worked out while the stream had fewer takes none away. Of two lists of which
  * one begins with the other, the longer one comes first as JSON.
@@ -77,22 +88,30 @@ const longerForks = "nullif(min(ifnull(?, '[]'), ifnull(forks, '[]')), '[]')";
 /** What a caller was given instead is no part of the attempts: a change that does not know of it leaves it. */
 const keptDegraded = "coalesce(?, degraded)";
 const settings = (columns: string[], kept: Record<string, string>): string =>
-  columns.map((column) => `${column} = ${kept[column] ?? "?"}`).join(", ");
+  columns
+    .map((column) => `${column} = ${kept[column] ?? (rows.isHash(column) ? "unhex(?)" : "?")}`)
+    .join(", ");
 const fence = "id = ? AND state = ? AND attempt = ? AND round = ? AND owner_node IS ? AND owner_epoch IS ?";
 
 /** Statements of the writer, and those for events. Constants, because they are found by their text. */
 const sql = {
-  insertRequest: `INSERT INTO requests (${acceptColumns.join(", ")})
-    VALUES (${acceptColumns.map((column) => (isHash(column) ? "unhex(?)" : "?")).join(", ")})`,
+  insertRequest: `INSERT INTO requests (seq, facet, ${acceptColumns.join(", ")})
+    VALUES (?, ?, ${rows.marksFor(acceptColumns)})`,
+  insertLabel: "INSERT OR IGNORE INTO labels (label, request_seq) VALUES (?, ?)",
   insertKey: "INSERT INTO idempotency_keys (project, endpoint, key, request_seq) VALUES (?, ?, ?, ?)",
   insertHeld: "INSERT INTO held (request_seq, call_hash) VALUES (?, unhex(?))",
   insertAttempt: `INSERT INTO attempts (request_seq, ${rows.attemptColumns.join(", ")})
     VALUES (${marks(rows.attemptColumns.length + 1)})`,
-  insertPart: "INSERT INTO parts (request_seq, kind, seq, bytes) VALUES (?, ?, ?, ?)",
+  insertPart: `INSERT INTO parts (request_seq, kind, seq, bytes) VALUES (?, ?, ?, ?)
+    ON CONFLICT DO UPDATE SET key_id = NULL, bytes = excluded.bytes`,
   update: `UPDATE requests
-    SET ${settings(rows.changingColumns, { forks: longerForks, degraded: keptDegraded })} WHERE ${fence}`,
+    SET facet = ?, ${settings(rows.changingColumns, { forks: longerForks, degraded: keptDegraded })} WHERE ${fence}`,
   updateRound: `UPDATE requests
-    SET ${settings([...rows.changingColumns, ...rows.roundColumns], { forks: longerForks })} WHERE ${fence}`,
+    SET facet = ?, ${settings([...rows.changingColumns, ...rows.roundColumns], { forks: longerForks })}
+    WHERE ${fence} AND (bodies_erased_at IS NULL OR ?)`,
+  place: "SELECT seq, facet FROM requests WHERE id = ?",
+  ended: "INSERT OR IGNORE INTO unfiled (request_seq) VALUES (?)",
+  revived: "DELETE FROM unfiled WHERE request_seq = ?",
   fenced: `SELECT seq, forks FROM requests WHERE ${fence}`,
   updateForks: "UPDATE requests SET forks = ? WHERE seq = ?",
   insertEvents: "INSERT INTO events (request_seq, seq, bytes) VALUES (?, ?, ?)",
@@ -100,6 +119,8 @@ const sql = {
     ORDER BY seq DESC LIMIT 1`,
   nextEvents: "SELECT seq AS after, bytes FROM events WHERE request_seq = ? AND seq > ? ORDER BY seq LIMIT 1",
   dropEvents: "DELETE FROM events WHERE request_seq = ?",
+  dropParts: "DELETE FROM parts WHERE request_seq = ?",
+  dropPack: "DELETE FROM packs WHERE request_seq = ?",
   dropAnswer: `DELETE FROM parts
     WHERE request_seq = ? AND (kind IN ('answer_head', 'answer') OR (kind = 'head' AND seq > 0))`,
   insertVector: `INSERT INTO vectors (project, hash, created_at, bytes) VALUES (?, unhex(?), ?, ?)
@@ -107,6 +128,18 @@ const sql = {
     WHERE excluded.created_at > vectors.created_at`,
   forgetSomeVectors: `DELETE FROM vectors WHERE rowid IN
     (SELECT rowid FROM vectors WHERE created_at <= ? ORDER BY created_at LIMIT ?)`,
+  isAsItEnded: "SELECT 1 FROM requests WHERE seq = ? AND round = ? AND ended_at IS NOT NULL",
+  // Where parts shrink in their place, holes are left in pages that nobody fills: packs have pages of their own.
+  insertPack: "INSERT OR REPLACE INTO packs (request_seq, bytes) VALUES (?, ?)",
+  packOf: "SELECT bytes FROM packs WHERE request_seq = ?",
+  erasable: `SELECT * FROM requests WHERE id = ? AND ended_at IS NOT NULL
+    AND NOT (? AND EXISTS (SELECT 1 FROM held WHERE request_seq = seq))`,
+  bodiesErased:
+    "UPDATE requests SET bodies_erased_at = ?, body_hash = NULL WHERE seq = ? AND bodies_erased_at IS NULL",
+  lanesOf: "SELECT DISTINCT upstream || '/' || model FROM attempts WHERE request_seq = ?",
+  forgetVector: "DELETE FROM vectors WHERE project = ? AND hash = unhex(?)",
+  keepBulk: `INSERT INTO bulks (${rows.bulkColumns.join(", ")}) VALUES (${rows.marksFor(rows.bulkColumns)})
+    ON CONFLICT (id) DO UPDATE SET ${rows.bulkColumns.map((name) => `${name} = excluded.${name}`).join(", ")}`,
   degrade: "UPDATE requests SET degraded = ? WHERE id = ?",
   learn: `INSERT INTO flow (name, value) VALUES (?, ?)
     ON CONFLICT (name) DO UPDATE SET value = excluded.value`,
@@ -134,66 +167,35 @@ const sql = {
   shiftDue: `UPDATE requests SET due_at = due_at + ?
     WHERE state = 'retrying' OR (state = 'queued' AND due_at <= ?)`,
   shiftOrphans: "UPDATE held SET orphaned_at = orphaned_at + ? WHERE orphaned_at IS NOT NULL",
+  notHeld: "DELETE FROM held WHERE request_seq = ?",
   forgetHeld: "DELETE FROM held WHERE request_seq = (SELECT seq FROM requests WHERE id = ?)",
 };
 
-export class Engine {
-  private readonly db: Database.Database;
-  private readonly statements = new Map<string, Database.Statement>();
-  /** Rows of requests that were accepted by this connection and are being processed. */
-  private readonly liveSeqs = new Map<string, number>();
+/** The row of a request, and its facet. */
+interface Place {
+  seq: number;
+  facet: number;
+}
+
+export class Engine extends Ledger {
+  /** Places of requests that this connection has seen accepted or started, and that are being processed. */
+  private readonly live = new Map<string, Place>();
+  private readonly facets = new Facets(this.statement);
+  private readonly spans = new Spans(this.statement);
+  private readonly used = new Usage(this.statement);
 
   /** After a failed sync the next one may succeed without having written anything: nothing is written any more. */
   private doubt: Error | undefined;
-
-  /** @throws Error when the file cannot be opened, is not a database, or comes from a newer version. */
-  constructor(path: string, options: { readonly: boolean; synchronous?: "FULL" | "NORMAL" }) {
-    this.db = keep(new Database(path, { readonly: options.readonly, timeout: 5000 }));
-    try {
-      assertOurs(this.db);
-      this.prepareConnection(options.readonly, options.synchronous ?? "FULL");
-      if (!options.readonly) migrate(this.db);
-    } catch (error) {
-      this.db.close();
-      throw error;
-    }
-  }
-
-  private prepareConnection(readonly: boolean, synchronous: string): void {
-    const version = keep(this.db.prepare("SELECT sqlite_version()")).pluck().get() as string;
-    if (compareVersions(version, oldestVersion) < 0) {
-      throw new Error(`SQLite ${version} is too old: ${oldestVersion} or newer is needed.`);
-    }
-    if (!readonly) {
-      // Both take effect only before the first table is made.
-      this.db.exec("PRAGMA page_size = 8192");
-      this.db.exec("PRAGMA auto_vacuum = INCREMENTAL");
-      const mode = keep(this.db.prepare("PRAGMA journal_mode = WAL")).pluck().get();
-      if (mode !== "wal" && !this.db.memory) {
-        throw new Error(
-          "The file system of the database cannot share memory, which SQLite's WAL mode needs.",
-        );
-      }
-      this.db.exec("PRAGMA wal_autocheckpoint = 0");
-      this.db.exec(`PRAGMA journal_size_limit = ${64 * 1024 * 1024}`);
-    }
-    // better-sqlite3 is compiled with NORMAL for WAL, which loses acknowledged commits on a power cut.
-    this.db.exec(`PRAGMA synchronous = ${synchronous}`);
-    this.db.exec("PRAGMA fullfsync = 1");
-    this.db.exec("PRAGMA checkpoint_fullfsync = 1");
-    this.db.exec("PRAGMA foreign_keys = ON");
-    this.db.exec("PRAGMA trusted_schema = OFF");
-    this.db.exec("PRAGMA temp_store = MEMORY");
-    // The system has the file in its own cache: this one is for the pages that every change touches.
-    this.db.exec(`PRAGMA cache_size = ${readonly ? -4096 : -16384}`);
-  }
 
   /** Counts a start of this node: whatever an earlier one left in `processing` is nobody's. */
   nextEpoch(node: string, now: number): number {
     const sql = `INSERT INTO nodes (node, epoch, started_at) VALUES (?, 1, ?)
       ON CONFLICT (node) DO UPDATE SET epoch = epoch + 1, started_at = excluded.started_at RETURNING epoch`;
     // By itself the statement would commit where it is reset, and nobody asks whether that went well.
-    return this.inTransaction(() => this.statement(sql).pluck().get(node, now) as number);
+    return this.inTransaction(() => {
+      this.facets.sweep();
+      return this.statement(sql).pluck().get(node, now) as number;
+    });
   }
 
   /**
@@ -211,13 +213,13 @@ export class Engine {
     try {
       if (this.doubt) throw this.doubt;
       this.checkpoint();
-      return this.inTransaction(() => ops.map((op) => this.apply(op)));
+      return this.written(() => ops.map((op) => this.apply(op)));
     } catch (error) {
       if (diskErrorKind(error) === "failed") this.doubt = error as Error;
       return ops.map((op) => {
         if (this.doubt) return this.doubt;
         try {
-          return this.inTransaction(() => this.apply(op));
+          return this.written(() => this.apply(op));
         } catch (own) {
           if (diskErrorKind(own) === "failed") this.doubt = own as Error;
           return own as Error;
@@ -240,16 +242,17 @@ export class Engine {
     }
   }
 
-  private inTransaction<T>(work: () => T, begin = "BEGIN IMMEDIATE"): T {
-    this.statement(begin).run();
+  /** What is counted is written once for all changes of a transaction. */
+  private written<T>(work: () => T): T {
     try {
-      const result = work();
-      this.statement("COMMIT").run();
-      return result;
+      return this.inTransaction(() => {
+        const result = work();
+        for (const account of [this.facets, this.spans, this.used]) account.flush();
+        return result;
+      });
     } catch (error) {
-      // A full disk rolls back by itself.
-      if (this.db.inTransaction) this.statement("ROLLBACK").run();
-      this.liveSeqs.clear();
+      for (const account of [this.facets, this.spans, this.used]) account.forget();
+      this.live.clear();
       throw error;
     }
   }
@@ -276,21 +279,38 @@ export class Engine {
         return this.degraded(op);
       case "flow":
         return this.learned(op);
+      case "filed":
+        return this.filed(op);
+      case "erase":
+        return this.erased(op);
+      case "resolve":
+        return this.resolved(op);
+      case "bulk":
+        return this.keptBulk(op);
+      case "vacuum":
+        this.db.exec(`PRAGMA incremental_vacuum(${op.pages})`);
+        return applied;
     }
   }
 
-  private accept({ id, row, key, callHash, repeats, isLive, parts }: Extract<Op, { kind: "accept" }>) {
+  private accept(op: Extract<Op, { kind: "accept" }>): CommitResult {
+    const { id, row, key, callHash, repeats, labels, parts } = op;
     if (key) {
       const current = this.byKey(key.project, key.endpoint, key.key);
-      if (current) return { status: "conflict" as const, current };
+      if (current) return { status: "conflict", current };
     }
     const known = callHash !== undefined && repeats && this.repeated(callHash, repeats);
     if (known) return known;
-    const seq = this.statement(sql.insertRequest).run(row).lastInsertRowid as number;
+    const seq = this.spans.next(op.createdAt);
+    const facet = this.facets.enter(op.facet);
+    this.statement(sql.insertRequest).run([seq, facet, ...row]);
     if (key) this.statement(sql.insertKey).run(key.project, key.endpoint, key.key, seq);
     if (callHash !== undefined) this.statement(sql.insertHeld).run(seq, callHash);
-    if (isLive) this.liveSeqs.set(id, seq);
+    for (const label of labels) this.statement(sql.insertLabel).run(label, seq);
+    if (op.isLive) this.live.set(id, { seq, facet });
+    if (op.isEnded) this.statement(sql.ended).run(seq);
     this.insertParts(seq, parts);
+    for (const tally of op.tallies) this.used.add(tally);
     return applied;
   }
 
@@ -345,13 +365,22 @@ export class Engine {
   }
 
   private change(op: Extract<Op, { kind: "change" }>): CommitResult {
-    const { id, row, round, fence, isLive, attempt, keepThrottled, dropAnswer, parts, events, vectors } = op;
+    const { id, row, round = [], fence, attempt, keepThrottled, dropAnswer, parts, events, vectors } = op;
+    const place = this.live.get(id) ?? this.placeOf(id);
+    if (!place) return { status: "conflict", current: undefined };
+    const facet = this.facets.enter(op.facet);
     // The fence is a compare-and-set: whoever lost the request changes nothing.
-    const values = round ? [...row, ...round, ...fence] : [...row, ...fence];
-    const { changes } = this.statement(round ? sql.updateRound : sql.update).run(values);
-    if (changes === 0) return { status: "conflict", current: this.get(id) };
-    const seq = this.liveSeqs.get(id) ?? this.seqOf(id)!;
-    if (!isLive) this.liveSeqs.delete(id);
+    const update = this.statement(op.round ? sql.updateRound : sql.update);
+    if (update.run([facet, ...row, ...round, ...fence]).changes === 0) {
+      this.facets.leave(facet);
+      return { status: "conflict", current: this.get(id) };
+    }
+    const { seq } = place;
+    this.facets.leave(place.facet);
+    if (op.isLive) this.live.set(id, { seq, facet });
+    else this.live.delete(id);
+    if (op.isEnded) this.statement(sql.ended).run(seq);
+    else if (op.round) this.beginAnew(seq, parts);
     if (attempt) this.statement(sql.insertAttempt).run([seq, ...attempt]);
     if (keepThrottled !== undefined) this.pruneThrottled(seq, keepThrottled);
     if (dropAnswer) {
@@ -361,6 +390,7 @@ export class Engine {
     this.insertParts(seq, parts);
     if (events) this.insertEvents(seq, events);
     if (vectors?.length) this.insertVectors(vectors);
+    for (const tally of op.tallies) this.used.add(tally);
     return applied;
   }
 
@@ -388,8 +418,8 @@ export class Engine {
     this.statement(sql.forgetSomeVectors).run(newestAt - vectorLifeMs, vectors.length + vectorsSweptBeside);
   }
 
-  private seqOf(id: string): number | undefined {
-    return this.statement("SELECT seq FROM requests WHERE id = ?").pluck().get(id) as number | undefined;
+  private placeOf(id: string): Place | undefined {
+    return this.statement(sql.place).get(id) as Place | undefined;
   }
 
   private pruneThrottled(seq: number, kept: number): void {
@@ -398,6 +428,117 @@ export class Engine {
 
   private insertParts(seq: number, parts: [PartKind, number, Uint8Array][]): void {
     for (const [kind, number, bytes] of parts) this.statement(sql.insertPart).run(seq, kind, number, bytes);
+  }
+
+  private filed({ seqs, packs }: Extract<Op, { kind: "filed" }>): CommitResult {
+    const current = new Set<number>();
+    for (const [seq, round] of seqs) {
+      // One that was revived meanwhile has another answer, or will have one.
+      if (this.statement(sql.isAsItEnded).get(seq, round) === undefined) continue;
+      this.statement("DELETE FROM unfiled WHERE request_seq = ?").run(seq);
+      current.add(seq);
+    }
+    this.overwriting(() => {
+      for (const [seq, bytes] of packs) {
+        if (!current.has(seq)) continue;
+        this.statement(sql.dropParts).run(seq);
+        this.statement(sql.insertPack).run(seq, bytes);
+      }
+    });
+    return applied;
+  }
+
+  /** The parts of a request that begins anew stand apart again. */
+  private beginAnew(seq: number, parts: [PartKind, number, Uint8Array][]): void {
+    this.statement(sql.revived).run(seq);
+    // Whoever asked what was asked before must not adopt what is asked now.
+    if (parts.some(([kind]) => kind === "body")) this.statement(sql.notHeld).run(seq);
+    const pack = this.statement(sql.packOf).pluck().get(seq) as Uint8Array | undefined;
+    if (!pack) return;
+    this.statement(sql.dropPack).run(seq);
+    this.insertParts(
+      seq,
+      unpacked(pack).map(({ kind, seq: number, bytes }) => [kind, number, bytes]),
+    );
+  }
+
+  /** What is deleted meanwhile is overwritten on disk, too; as soon as the log is copied, that is. */
+  private overwriting(work: () => void): void {
+    this.statement("PRAGMA secure_delete = ON").get();
+    try {
+      work();
+    } finally {
+      this.statement("PRAGMA secure_delete = FAST").get();
+    }
+  }
+
+  private erased({ ids, what, at, unlessHeld }: Extract<Op, { kind: "erase" }>): CommitResult {
+    this.overwriting(() => {
+      for (const id of ids) {
+        const row = this.statement(sql.erasable).get(id, unlessHeld ? 1 : 0) as rows.RequestRow | undefined;
+        if (!row) continue;
+        this.forgetVectors(row);
+        if (what === "record") this.eraseRecord(row);
+        else this.eraseBodies(row.seq as number, at);
+      }
+    });
+    return applied;
+  }
+
+  private eraseRecord(row: rows.RequestRow): void {
+    const seq = row.seq as number;
+    const { project, ...record } = rows.toRecord(row);
+    for (const label of labelsOf(record)) {
+      this.statement("DELETE FROM labels WHERE label = ? AND request_seq = ?").run(
+        labelNumber(project, label),
+        seq,
+      );
+    }
+    this.facets.leave(row.facet as number);
+    // Its other rows go with it.
+    this.statement("DELETE FROM requests WHERE seq = ?").run(seq);
+  }
+
+  private eraseBodies(seq: number, at: number): void {
+    this.statement(sql.dropParts).run(seq);
+    this.statement(sql.dropPack).run(seq);
+    this.statement(sql.dropEvents).run(seq);
+    this.statement(sql.bodiesErased).run(at, seq);
+  }
+
+  /** Vectors that were learned from its answers are parts of them. */
+  private forgetVectors({ id, seq, project }: rows.RequestRow): void {
+    const head = this.parts(id as string, ["head"]).find(({ seq: number }) => number === 0);
+    const text = head && Buffer.from(head.bytes).toString();
+    const hashes: string[] = text?.includes('"vectors"') ? (JSON.parse(text).vectors?.hashes ?? []) : [];
+    if (hashes.length === 0) return;
+    const lanes = this.statement(sql.lanesOf).pluck().all(seq) as string[];
+    for (const lane of lanes) {
+      for (const hash of hashes) this.statement(sql.forgetVector).run(`${project} ${lane}`, hash);
+    }
+  }
+
+  private resolved({ ids, at }: Extract<Op, { kind: "resolve" }>): CommitResult {
+    for (const id of ids) {
+      const place = this.statement(`${sql.place} AND state = 'failed'`).get(id) as Place | undefined;
+      if (!place) continue;
+      this.facets.leave(place.facet);
+      const facet = this.facets.enter(this.facets.resolved(place.facet, at !== undefined));
+      this.statement("UPDATE requests SET resolved_at = ?, facet = ? WHERE seq = ?").run(
+        at ?? null,
+        facet,
+        place.seq,
+      );
+    }
+    return applied;
+  }
+
+  private keptBulk({ bulk }: Extract<Op, { kind: "bulk" }>): CommitResult {
+    const { id, project, idempotencyKey } = bulk;
+    const holder = idempotencyKey === undefined ? undefined : this.bulkByKey(project, idempotencyKey);
+    if (holder && holder.id !== id) return { status: "conflict", current: undefined };
+    this.statement(sql.keepBulk).run(rows.bulkValues(bulk));
+    return applied;
   }
 
   get(id: string): RequestRecord | undefined {
@@ -416,6 +557,17 @@ export class Engine {
   }
 
   parts(id: string, kinds: PartKind[]): Part[] {
+    const loose = this.looseParts(id, kinds);
+    if (loose.length > 0) return loose;
+    // All of one instant: they may just be packed, or unpacked.
+    return this.atOnce(() => {
+      const sql = "SELECT bytes FROM packs JOIN requests ON seq = request_seq WHERE id = ?";
+      const pack = this.statement(sql).pluck().get(id) as Uint8Array | undefined;
+      return pack ? unpacked(pack).filter(({ kind }) => kinds.includes(kind)) : this.looseParts(id, kinds);
+    });
+  }
+
+  private looseParts(id: string, kinds: PartKind[]): Part[] {
     const sql = `SELECT kind, parts.seq AS seq, bytes FROM parts JOIN requests ON requests.seq = request_seq
       WHERE id = ? AND kind IN (${marks(kinds.length)}) ORDER BY kind, parts.seq`;
     return this.statement(sql).all(id, ...kinds) as Part[];
@@ -423,10 +575,10 @@ export class Engine {
 
   events(id: string, after: number, maxBytes: number): EventBatch[] {
     // All of one instant: a stream that begins anew meanwhile must not be mixed with what it was.
-    return this.inTransaction(() => {
+    return this.atOnce(() => {
       const seq = this.seqOf(id);
       return seq === undefined ? [] : this.eventsFrom(seq, after, maxBytes);
-    }, "BEGIN");
+    });
   }
 
   private eventsFrom(seq: number, after: number, maxBytes: number): EventBatch[] {
@@ -444,20 +596,14 @@ export class Engine {
 
   /** An attempt has a row of its own when it has ended; the one under way stands in its request's row. */
   attempts(id: string): AttemptRecord[] {
-    const sql = `SELECT attempts.* FROM attempts JOIN requests ON requests.seq = request_seq
-      WHERE id = ? ORDER BY number`;
+    const sql = `SELECT attempts.*, ${rows.ofAnswer("usage")}, ${rows.ofAnswer("findings")}
+      FROM attempts JOIN requests ON requests.seq = request_seq WHERE id = ? ORDER BY number`;
     // All of one instant: an attempt that ends meanwhile must not be in neither place.
-    return this.inTransaction(() => {
+    return this.atOnce(() => {
       const ended = (this.statement(sql).all(id) as rows.RequestRow[]).map((row) => rows.toAttempt(id, row));
       const record = this.get(id);
       return record?.state === "processing" ? [...ended, attemptUnderWay(record)] : ended;
-    }, "BEGIN");
-  }
-
-  list(query: ListQuery): RequestRecord[] {
-    const { where, values } = conditions(query);
-    const sql = `SELECT * FROM requests WHERE ${where.join(" AND ")} ORDER BY seq ${query.order} LIMIT ?`;
-    return this.many(sql, ...values, query.limit);
+    });
   }
 
   groups(): ReadyGroup[] {
@@ -470,7 +616,7 @@ export class Engine {
   heads({ lane, priority, project }: { lane: string; priority: Priority; project: string }, limit: number) {
     const sql = `SELECT * FROM requests WHERE ${isReady} AND lane = ? AND priority = ? AND project = ?
       ORDER BY due_at, id LIMIT ?`;
-    return this.many(sql, lane, rows.priorityNumber(priority), project, limit);
+    return this.all(sql, lane, rows.priorityNumber(priority), project, limit);
   }
 
   expiring({ lane, limit }: { lane?: string; limit: number }): RequestRecord[] {
@@ -479,7 +625,7 @@ export class Engine {
     const index = lane === undefined ? "requests_deadline" : "requests_lane_deadline";
     const sql = `SELECT * FROM requests INDEXED BY ${index}
       WHERE ${isReady} ${inLane} ORDER BY deadline_at LIMIT ?`;
-    return lane === undefined ? this.many(sql, limit) : this.many(sql, lane, limit);
+    return lane === undefined ? this.all(sql, limit) : this.all(sql, lane, limit);
   }
 
   toldToWait(now: number): { lane: string; until: number }[] {
@@ -491,7 +637,7 @@ export class Engine {
   interrupted(owner: Owner, limit: number): RequestRecord[] {
     const sql = `SELECT * FROM requests
       WHERE state = 'processing' AND owner_node = ? AND owner_epoch < ? LIMIT ?`;
-    return this.many(sql, owner.node, owner.epoch, limit);
+    return this.all(sql, owner.node, owner.epoch, limit);
   }
 
   flow(): FlowRow[] {
@@ -499,7 +645,7 @@ export class Engine {
   }
 
   calledSince(at: number): RecentCall[] {
-    const sql = `SELECT attempts.upstream, attempts.model, attempts.started_at, attempts.usage, verdict,
+    const sql = `SELECT attempts.upstream, attempts.model, attempts.started_at, ${rows.ofAnswer("usage")}, verdict,
         terms ->> '$.size' AS size
       FROM attempts JOIN requests ON seq = request_seq
       WHERE attempts.started_at >= ? AND attempts.ended_at IS NOT NULL
@@ -518,59 +664,15 @@ export class Engine {
     const sql = `SELECT created_at AS createdAt, bytes FROM vectors
       WHERE project = ? AND hash = unhex(?) AND created_at > ?`;
     // In a transaction only because that is faster than to lock the file for each.
-    return this.inTransaction(() => {
+    return this.atOnce(() => {
       const found: Vector[] = [];
       for (const hash of new Set(hashes)) {
         const vector = this.statement(sql).get(project, hash, createdAfter);
         if (vector) found.push({ project, hash, ...(vector as Pick<Vector, "createdAt" | "bytes">) });
       }
       return found;
-    }, "BEGIN");
+    });
   }
-
-  close(): void {
-    this.db.close();
-  }
-
-  private one(sql: string, ...values: rows.Value[]): RequestRecord | undefined {
-    const row = this.statement(sql).get(...values) as rows.RequestRow | undefined;
-    return row && rows.toRecord(row);
-  }
-
-  private many(sql: string, ...values: rows.Value[]): RequestRecord[] {
-    return (this.statement(sql).all(...values) as rows.RequestRow[]).map(rows.toRecord);
-  }
-
-  private statement(sql: string): Database.Statement {
-    let statement = this.statements.get(sql);
-    if (!statement) {
-      statement = keep(this.db.prepare(sql));
-      this.statements.set(sql, statement);
-    }
-    return statement;
-  }
-}
-
-function conditions(query: ListQuery): { where: string[]; values: rows.Value[] } {
-  const where = ["project = ?"];
-  const values: rows.Value[] = [query.project];
-  const and = (condition: string, ...more: (rows.Value | undefined)[]) => {
-    if (more.includes(undefined)) return;
-    where.push(condition);
-    values.push(...(more as rows.Value[]));
-  };
-  if (query.states) and(`state IN (${marks(query.states.length)})`, ...query.states);
-  and("model = ?", query.model);
-  and("upstream = ?", query.upstream);
-  and("last_error_code = ?", query.errorCode);
-  and("endpoint = ?", query.endpoint);
-  and("idempotency_key = ?", query.idempotencyKey);
-  and("EXISTS (SELECT 1 FROM json_each(tags) WHERE value = ?)", query.tag);
-  and("created_at > ?", query.createdAfter);
-  and("created_at < ?", query.createdBefore);
-  const beyond = query.order === "asc" ? ">" : "<";
-  and(`seq ${beyond} (SELECT seq FROM requests WHERE id = ?)`, query.after);
-  return { where, values };
 }
 
 /** `full`: no space, try later. `failed`: the disk or the file is in doubt. Undefined: a fault of a statement. */
@@ -581,13 +683,4 @@ export function diskErrorKind(error: unknown): "full" | "failed" | undefined {
   return /^SQLITE_(IOERR|CORRUPT|NOTADB|READONLY|CANTOPEN|BUSY|LOCKED|NOMEM|PROTOCOL)/.test(code)
     ? "failed"
     : undefined;
-}
-
-function compareVersions(a: string, b: string): number {
-  const [left, right] = [a, b].map((version) => version.split(".").map(Number));
-  for (let i = 0; i < 3; i++) {
-    const difference = (left?.[i] ?? 0) - (right?.[i] ?? 0);
-    if (difference !== 0) return difference;
-  }
-  return 0;
 }

@@ -1,10 +1,11 @@
 /** The store in process and in memory: for the simulation and for tests. Synchronous underneath, so deterministic. */
 
+import type { LedgerStore } from "../../core/ledger/ports.ts";
 import type { CacheStore, ChangeSet, CommitResult, FlowStore, Store } from "../../core/ports.ts";
 import { Watchers } from "../watchers.ts";
 import { Engine, type Reads } from "./engine.ts";
 
-export interface MemoryStore extends Store, FlowStore, CacheStore {
+export interface MemoryStore extends Store, FlowStore, CacheStore, LedgerStore {
   engine: Engine;
   /** Counts a start, as opening a file does. */
   nextEpoch(node: string, now: number): number;
@@ -32,7 +33,6 @@ export function openMemory(engine = new Engine(":memory:", { readonly: false }))
     parts: read("parts"),
     events: read("events"),
     attempts: read("attempts"),
-    list: read("list"),
     groups: read("groups"),
     heads: read("heads"),
     expiring: read("expiring"),
@@ -42,6 +42,17 @@ export function openMemory(engine = new Engine(":memory:", { readonly: false }))
     calledSince: read("calledSince"),
     newest: read("newest"),
     vectors: read("vectors"),
+    list: read("list"),
+    many: read("many"),
+    counts: read("counts"),
+    deadLetters: read("deadLetters"),
+    usage: read("usage"),
+    erasable: read("erasable"),
+    unwanted: read("unwanted"),
+    size: read("size"),
+    bulk: read("bulk"),
+    bulkByKey: read("bulkByKey"),
+    bulks: read("bulks"),
     watch: (id, onEnded) => watchers.watch(id, onEnded),
     hasSpace: () => true,
     close: async () => engine.close(),

@@ -5,6 +5,7 @@
 
 import type { Database } from "better-sqlite3";
 import { keep } from "./keep.ts";
+import { labelNumber } from "./label-number.ts";
 
 const first = `
 CREATE TABLE nodes (
@@ -178,7 +179,185 @@ CREATE TABLE vectors (
 CREATE INDEX vectors_age ON vectors (created_at);
 `;
 
-const steps: string[] = [first, held, streamed, learned];
+/** Whose fault the failure of a request is, as core says. */
+const cause = `CASE WHEN requests.state = 'failed' THEN
+  iif(end_reason IS 'permanent' AND
+    error ->> '$.status' IN (400, 405, 406, 410, 411, 413, 414, 415, 416, 422, 431), 'caller', 'upstream') END`;
+
+/** Finds, counts and erases what was asked, and adds up what it used. */
+const ledger = `
+ALTER TABLE requests ADD COLUMN origin TEXT CHECK (json_valid(origin));
+ALTER TABLE requests ADD COLUMN prompt_hash BLOB CHECK (length(prompt_hash) = 32);
+ALTER TABLE requests ADD COLUMN replay_of TEXT;
+ALTER TABLE requests ADD COLUMN resolved_at INTEGER;
+ALTER TABLE requests ADD COLUMN bodies_erased_at INTEGER;
+-- 1: its terms say that nothing of it is to be kept.
+ALTER TABLE requests ADD COLUMN unwanted INTEGER CHECK (unwanted = 1);
+ALTER TABLE attempts ADD COLUMN due_at INTEGER;
+ALTER TABLE attempts ADD COLUMN waited_for TEXT CHECK (json_valid(waited_for));
+ALTER TABLE attempts ADD COLUMN connected_at INTEGER;
+
+-- Each combination of these values that requests have, and how many have it.
+CREATE TABLE facets (
+  id INTEGER PRIMARY KEY,
+  project TEXT NOT NULL,
+  endpoint TEXT NOT NULL,
+  model TEXT NOT NULL,
+  upstream TEXT,
+  state TEXT NOT NULL CHECK (state IN ('queued', 'processing', 'retrying', 'completed', 'failed', 'cancelled')),
+  error_code TEXT,
+  caused_by TEXT CHECK (caused_by IN ('caller', 'upstream')),
+  resolved INTEGER NOT NULL CHECK (resolved IN (0, 1)),
+  n INTEGER NOT NULL DEFAULT 0
+) STRICT;
+CREATE UNIQUE INDEX facets_values ON facets (project, endpoint, model, ifnull(upstream, ''), state,
+  ifnull(error_code, ''), ifnull(caused_by, ''), resolved);
+ALTER TABLE requests ADD COLUMN facet INTEGER NOT NULL DEFAULT 0;
+INSERT INTO facets (project, endpoint, model, upstream, state, error_code, caused_by, resolved, n)
+  SELECT project, endpoint, model, upstream, state, last_error_code, ${cause}, 0, count(*)
+  FROM requests GROUP BY 1, 2, 3, 4, 5, 6, 7;
+UPDATE requests SET facet = (SELECT id FROM facets
+  WHERE facets.project = requests.project AND facets.endpoint = requests.endpoint
+    AND facets.model = requests.model AND ifnull(facets.upstream, '') = ifnull(requests.upstream, '')
+    AND facets.state = requests.state AND ifnull(error_code, '') = ifnull(last_error_code, '')
+    AND ifnull(caused_by, '') = ifnull(${cause}, '') AND resolved = 0);
+-- The number of the row stands behind it: of each facet, its requests in their order.
+CREATE INDEX requests_facet ON requests (facet);
+DROP INDEX requests_project;
+
+-- When the requests of each 1,024 numbers were accepted, and the last number that was given out.
+CREATE TABLE spans (
+  block INTEGER PRIMARY KEY,
+  oldest INTEGER NOT NULL,
+  newest INTEGER NOT NULL,
+  last INTEGER NOT NULL
+) STRICT;
+INSERT INTO spans SELECT seq / 1024, min(created_at), max(created_at), max(seq) FROM requests GROUP BY 1;
+
+-- Hashes of what callers told of their requests.
+CREATE TABLE labels (
+  label INTEGER NOT NULL,
+  request_seq INTEGER NOT NULL,
+  PRIMARY KEY (label, request_seq)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE usage (
+  day INTEGER NOT NULL,
+  project TEXT NOT NULL,
+  endpoint TEXT NOT NULL,
+  model TEXT NOT NULL,
+  upstream TEXT NOT NULL,
+  prompt_hash TEXT NOT NULL,
+  -- Empty: of all requests, those with tags among them.
+  tag TEXT NOT NULL,
+  completed REAL NOT NULL,
+  failed REAL NOT NULL,
+  cancelled REAL NOT NULL,
+  cached REAL NOT NULL,
+  attempts REAL NOT NULL,
+  input_tokens REAL NOT NULL,
+  cached_tokens REAL NOT NULL,
+  output_tokens REAL NOT NULL,
+  reasoning_tokens REAL NOT NULL,
+  estimated REAL NOT NULL,
+  unpriced REAL NOT NULL,
+  cost REAL NOT NULL,
+  duration_ms REAL NOT NULL,
+  refusal REAL NOT NULL,
+  content_filter REAL NOT NULL,
+  length REAL NOT NULL,
+  empty REAL NOT NULL,
+  invalid_json REAL NOT NULL,
+  schema_mismatch REAL NOT NULL,
+  PRIMARY KEY (day, project, endpoint, model, upstream, prompt_hash, tag)
+) STRICT, WITHOUT ROWID;
+
+-- Ended requests that the librarian has not looked through.
+CREATE TABLE unfiled (
+  request_seq INTEGER PRIMARY KEY NOT NULL REFERENCES requests (seq) ON DELETE CASCADE
+) STRICT;
+INSERT INTO unfiled SELECT seq FROM requests WHERE ended_at IS NOT NULL;
+
+-- All parts of such a request together, once it has been: see pack.ts.
+CREATE TABLE packs (
+  request_seq INTEGER PRIMARY KEY NOT NULL REFERENCES requests (seq) ON DELETE CASCADE,
+  bytes BLOB NOT NULL
+) STRICT;
+
+CREATE TABLE bulks (
+  id TEXT NOT NULL UNIQUE,
+  project TEXT NOT NULL,
+  action TEXT NOT NULL CHECK (action IN ('retry', 'cancel', 'erase', 'resolve')),
+  filter TEXT NOT NULL CHECK (json_valid(filter)),
+  text TEXT,
+  options TEXT CHECK (json_valid(options)),
+  state TEXT NOT NULL CHECK (state IN ('in_progress', 'completed', 'cancelled', 'failed')),
+  total INTEGER,
+  done INTEGER NOT NULL,
+  skipped INTEGER NOT NULL,
+  failed INTEGER NOT NULL,
+  cursor TEXT,
+  last_id TEXT,
+  error_code TEXT,
+  idempotency_key TEXT,
+  fingerprint BLOB CHECK (length(fingerprint) = 32),
+  created_at INTEGER NOT NULL,
+  updated_at INTEGER NOT NULL,
+  ended_at INTEGER
+) STRICT;
+CREATE UNIQUE INDEX bulks_key ON bulks (project, idempotency_key) WHERE idempotency_key IS NOT NULL;
+CREATE INDEX bulks_project ON bulks (project);
+CREATE INDEX bulks_state ON bulks (state);
+
+CREATE INDEX requests_ended ON requests
+  (state, (bodies_erased_at IS NOT NULL), (idempotency_key IS NOT NULL), ended_at) WHERE ended_at IS NOT NULL;
+CREATE INDEX requests_unwanted ON requests (ended_at)
+  WHERE unwanted = 1 AND ended_at IS NOT NULL AND bodies_erased_at IS NULL;
+`;
+
+/** The kinds that the parts table takes, in schema 1 and from schema 5 on. */
+const kinds = "'head', 'body', 'answer_head', 'answer'";
+const moreKinds = `${kinds}, 'sent', 'received'`;
+
+/**
+ * Allows kinds that a CHECK did not, without copying all bodies: sqlite.org/lang_altertable.html describes this way for
+ * changes that leave what is on disk as it is.
+ */
+function widenParts(db: Database): void {
+  db.unsafeMode(true);
+  try {
+    const version = pragma(db, "schema_version");
+    db.exec("PRAGMA writable_schema = ON");
+    const sql = "UPDATE sqlite_schema SET sql = replace(sql, ?, ?) WHERE type = 'table' AND name = 'parts'";
+    keep(db.prepare(sql)).run(kinds, moreKinds);
+    db.exec(`PRAGMA schema_version = ${version + 1}; PRAGMA writable_schema = RESET`);
+  } finally {
+    db.unsafeMode(false);
+  }
+}
+
+/** Requests of earlier versions have tags only. */
+function labelTags(db: Database): void {
+  db.function("tag_number", (project, value) =>
+    labelNumber(project as string, { name: "tag", value: value as string }),
+  );
+  db.exec(`INSERT OR IGNORE INTO labels
+    SELECT tag_number(project, value), seq FROM requests, json_each(tags) WHERE tags IS NOT NULL`);
+}
+
+type Step = (db: Database) => void;
+
+const steps: Step[] = [
+  (db) => db.exec(first),
+  (db) => db.exec(held),
+  (db) => db.exec(streamed),
+  (db) => db.exec(learned),
+  (db) => {
+    db.exec(ledger);
+    widenParts(db);
+    labelTags(db);
+  },
+];
 
 /** Marks a file as ours: "Outl". */
 const applicationId = 0x4f75746c;
@@ -206,7 +385,7 @@ export function migrate(db: Database): void {
   }
   for (let step = taken; step < schemaVersion; step++) {
     db.transaction(() => {
-      db.exec(steps[step]!);
+      steps[step]!(db);
       db.exec(`PRAGMA application_id = ${applicationId}; PRAGMA user_version = ${step + 1};`);
     }).immediate();
   }

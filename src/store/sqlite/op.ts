@@ -3,9 +3,14 @@
  * faster than records do, and the thread that writes has nothing left to work out.
  */
 
+import { labelsOf } from "../../core/ledger/labels.ts";
+import type { Tally } from "../../core/ledger/ports.ts";
 import type { ChangeSet, EventsWritten, Part, PartKind, Repeats, Vector } from "../../core/ports.ts";
-import type { Expectation } from "../../core/request.ts";
+import { type Expectation, isTerminal, type RequestRecord } from "../../core/request.ts";
+import { type Facet, facetOf } from "./facets.ts";
+import { labelNumber } from "./label-number.ts";
 import * as rows from "./rows.ts";
+import { type TallyRow, tallyRow } from "./usage.ts";
 
 /** Kind, number and bytes; while they are on their way between threads, how many bytes. */
 type PartRow<B> = [kind: PartKind, seq: number, bytes: B];
@@ -16,20 +21,30 @@ type EventsRow<B> = [after: number, bytes: B, anew: boolean];
 /** Project, hash as hex, when it was created, and bytes. */
 type VectorRow<B> = [project: string, hash: string, createdAt: number, bytes: B];
 
-interface AcceptOp<B> {
+/** What a transaction has to add up for a request as it is from now on. */
+interface Accounts {
+  facet: Facet;
+  /** The request starts, or goes on. */
+  isLive: boolean;
+  /** It has ended with this change, or was accepted so. */
+  isEnded: boolean;
+  tallies: TallyRow[];
+}
+
+interface AcceptOp<B> extends Accounts {
   kind: "accept";
   id: string;
+  createdAt: number;
+  labels: number[];
   /** Values of `fixedColumns`, `roundColumns` and `changingColumns`. */
   row: rows.Value[];
   key?: { project: string; endpoint: string; key: string };
   callHash?: string;
   repeats?: Repeats;
-  /** The request starts at once. */
-  isLive: boolean;
   parts: PartRow<B>[];
 }
 
-interface ChangeOp<B> {
+interface ChangeOp<B> extends Accounts {
   kind: "change";
   id: string;
   /** Values of `changingColumns`. */
@@ -38,7 +53,6 @@ interface ChangeOp<B> {
   round?: rows.Value[];
   /** What must hold: id, state, attempt, round, owner's node and epoch. */
   fence: rows.Value[];
-  isLive: boolean;
   /** Values of `attemptColumns`, of an attempt that has ended. */
   attempt?: rows.Value[];
   keepThrottled?: number;
@@ -51,16 +65,23 @@ interface ChangeOp<B> {
 interface EventsOp<B> {
   kind: "events";
   id: string;
-  /** As in `ChangeOp`. */
+  /** As in `ChangeOp` without a round. */
   fence: rows.Value[];
   /** Value of its column. */
   forks: rows.Value;
   events: EventsRow<B>;
 }
 
+/** The librarian has looked through these requests as their rounds left them. `packs`: their parts, see pack.ts. */
+interface FiledOp<B> {
+  kind: "filed";
+  seqs: [requestSeq: number, round: number][];
+  packs: [requestSeq: number, bytes: B][];
+}
+
 type Mark = Exclude<ChangeSet, { kind: "accept" | "change" | "events" }>;
 
-export type Op<B = Uint8Array> = AcceptOp<B> | ChangeOp<B> | EventsOp<B> | Mark;
+export type Op<B = Uint8Array> = AcceptOp<B> | ChangeOp<B> | EventsOp<B> | FiledOp<B> | Mark;
 
 export function opOf(change: ChangeSet): Op {
   switch (change.kind) {
@@ -78,31 +99,44 @@ export function opOf(change: ChangeSet): Op {
 function acceptOp({
   record,
   parts,
+  tallies,
   key,
   repeats,
 }: Extract<ChangeSet, { kind: "accept" }>): AcceptOp<Uint8Array> {
-  const row = [...rows.fixedValues(record), ...rows.roundValues(record), ...rows.changingValues(record)];
-  const isLive = record.state === "processing";
-  const { id, callHash } = record;
-  return { kind: "accept", id, row, key, callHash, repeats, isLive, parts: parts.map(partRow) };
+  const { id, project, createdAt, callHash } = record;
+  return {
+    kind: "accept",
+    id,
+    createdAt,
+    row: [...rows.fixedValues(record), ...rows.roundValues(record), ...rows.changingValues(record)],
+    labels: labelsOf(record).map((label) => labelNumber(project, label)),
+    key,
+    callHash,
+    repeats,
+    ...accounts(record, tallies),
+    parts: parts.map(partRow),
+  };
 }
 
 function changeOp({
   transition,
   parts,
+  tallies,
   events,
   dropAnswer,
   vectors,
 }: Extract<ChangeSet, { kind: "change" }>): ChangeOp<Uint8Array> {
   const { expect, record, attempt, keepThrottled } = transition;
+  const isRound = record.round !== expect.round;
+  const fence = fenceOf(record.id, expect);
   return {
     kind: "change",
     id: record.id,
     row: rows.changingValues(record),
-    round: record.round === expect.round ? undefined : rows.roundValues(record),
-    fence: fenceOf(record.id, expect),
-    isLive: record.state === "processing",
-    attempt: attempt && rows.attemptValues(attempt),
+    round: isRound ? rows.roundValues(record) : undefined,
+    fence: isRound ? [...fence, parts?.some(({ kind }) => kind === "body") ? 1 : 0] : fence,
+    ...accounts(record, tallies),
+    attempt: attempt && rows.attemptValues(attempt, record),
     keepThrottled,
     dropAnswer,
     parts: parts?.map(partRow) ?? [],
@@ -110,6 +144,13 @@ function changeOp({
     vectors: vectors?.map(vectorRow),
   };
 }
+
+const accounts = (record: RequestRecord, tallies: Tally[] = []): Accounts => ({
+  facet: facetOf(record),
+  isLive: record.state === "processing",
+  isEnded: isTerminal(record.state),
+  tallies: tallies.map(tallyRow),
+});
 
 function eventsOp({
   id,
@@ -184,16 +225,19 @@ function withBytes<A, B>(op: Op<A>, form: (bytes: A) => B): Op<B> {
       };
     case "accept":
       return { ...op, parts: partsIn(op.parts) };
+    case "filed":
+      return { ...op, packs: op.packs.map(([seq, bytes]) => [seq, form(bytes)]) };
     default:
       return op;
   }
 }
 
-/** How many bytes the parts, events and vectors of an operation have. */
+/** How many bytes an operation has beside its values. */
 export function sizeOf(op: Op): number {
   let size = 0;
   if ("parts" in op) for (const [, , bytes] of op.parts) size += bytes.byteLength;
   if ("events" in op && op.events) size += op.events[1].byteLength;
   if ("vectors" in op && op.vectors) for (const [, , , bytes] of op.vectors) size += bytes.byteLength;
+  if ("packs" in op) for (const [, bytes] of op.packs) size += bytes.byteLength;
   return size;
 }

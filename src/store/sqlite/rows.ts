@@ -1,5 +1,6 @@
 /** Records as rows and back. Absent is `undefined` in core and NULL here. */
 
+import type { Bulk } from "../../core/ledger/ports.ts";
 import type { RecentCall } from "../../core/ports.ts";
 import type { AttemptRecord, Priority, RequestRecord } from "../../core/request.ts";
 
@@ -8,24 +9,34 @@ export type Value = string | number | Uint8Array | null;
 export const priorities: Priority[] = ["interactive", "default", "batch"];
 export const priorityNumber = (priority: Priority): number => priorities.indexOf(priority);
 
-/** Columns that are written once. */
+/** Columns that no transition changes. */
 export const fixedColumns = [
   "id",
   "project",
   "endpoint",
-  "model",
-  "priority",
   "created_at",
   "idempotency_key",
   "fingerprint",
   "call_hash",
   "tags",
-  "body_hash",
   "cached_from",
+  "origin",
+  "replay_of",
 ];
 
 /** Columns that change with a round only. */
-export const roundColumns = ["round", "terms", "deadline_at"];
+export const roundColumns = [
+  "round",
+  "model",
+  "priority",
+  "terms",
+  "unwanted",
+  "deadline_at",
+  "prompt_hash",
+  "body_hash",
+  "resolved_at",
+  "bodies_erased_at",
+];
 
 /** Columns that every transition may change. */
 export const changingColumns = [
@@ -71,21 +82,31 @@ export function fixedValues(record: RequestRecord): Value[] {
     record.id,
     record.project,
     record.endpoint,
-    record.model,
-    priorityNumber(record.priority),
     record.createdAt,
     record.idempotencyKey ?? null,
     record.fingerprint ?? null,
     record.callHash ?? null,
     listOrNull(record.tags),
-    record.bodyHash ?? null,
     record.cachedFrom ?? null,
+    json(record.origin),
+    record.replayOf ?? null,
   ];
 }
 
-/** Values of `roundColumns`. */
+/** Values of `roundColumns`; hashes as hex. */
 export function roundValues(record: RequestRecord): Value[] {
-  return [record.round, JSON.stringify(record.terms), record.deadlineAt];
+  return [
+    record.round,
+    record.model,
+    priorityNumber(record.priority),
+    JSON.stringify(record.terms),
+    record.terms.store === "none" ? 1 : null,
+    record.deadlineAt,
+    record.promptHash ?? null,
+    record.bodyHash ?? null,
+    record.resolvedAt ?? null,
+    record.bodiesErasedAt ?? null,
+  ];
 }
 
 /** Values of `changingColumns`. */
@@ -153,6 +174,11 @@ export function toRecord(row: RequestRow): RequestRecord {
     callHash: hex(row.call_hash!),
     duplicatePossible: row.duplicate_possible === 1,
     tags: parsed("tags", []),
+    origin: parsed("origin", undefined),
+    promptHash: hex(row.prompt_hash!),
+    replayOf: maybe("replay_of"),
+    resolvedAt: maybe("resolved_at"),
+    bodiesErasedAt: maybe("bodies_erased_at"),
     upstream: maybe("upstream"),
     servedModel: maybe("served_model"),
     responseId: maybe("response_id"),
@@ -174,7 +200,10 @@ export const attemptColumns = [
   "round",
   "upstream",
   "model",
+  "due_at",
+  "waited_for",
   "started_at",
+  "connected_at",
   "first_byte_at",
   "ended_at",
   "status",
@@ -190,13 +219,20 @@ export const attemptColumns = [
   "findings",
 ];
 
-export function attemptValues(attempt: AttemptRecord): Value[] {
+/** Of the attempt that answered, what its request says as well is not written twice: see `ofAnswer`. */
+export function attemptValues(attempt: AttemptRecord, record: RequestRecord): Value[] {
+  const isAnswer = record.state === "completed" && attempt.number === record.attempt;
+  const usage = isAnswer && attempt.usage === record.usage ? undefined : attempt.usage;
+  const findings = isAnswer && attempt.findings === record.findings ? undefined : attempt.findings;
   return [
     attempt.number,
     attempt.round,
     attempt.upstream,
     attempt.model,
+    attempt.dueAt ?? null,
+    json(attempt.waitedFor),
     attempt.startedAt,
+    attempt.connectedAt ?? null,
     attempt.firstByteAt ?? null,
     attempt.endedAt ?? null,
     attempt.status ?? null,
@@ -207,11 +243,16 @@ export function attemptValues(attempt: AttemptRecord): Value[] {
     attempt.reason ?? null,
     attempt.retryAt ?? null,
     attempt.providerRequestId ?? null,
-    attempt.usage ?? null,
+    usage ?? null,
     attempt.cost ?? null,
-    json(attempt.findings),
+    json(findings),
   ];
 }
+
+/** A column of `attempts`, which are joined with their requests; of the attempt that answered, also that of the request. */
+export const ofAnswer = (column: "usage" | "findings"): string =>
+  `coalesce(attempts.${column}, iif(requests.state = 'completed' AND number = attempt, requests.${column}, NULL))
+    AS ${column}`;
 
 export function toAttempt(requestId: string, row: RequestRow): AttemptRecord {
   const maybe = <T>(name: string): T | undefined => (row[name] ?? undefined) as T | undefined;
@@ -221,7 +262,10 @@ export function toAttempt(requestId: string, row: RequestRow): AttemptRecord {
     round: row.round as number,
     upstream: row.upstream as string,
     model: row.model as string,
+    dueAt: maybe("due_at"),
+    waitedFor: row.waited_for === null ? undefined : JSON.parse(row.waited_for as string),
     startedAt: row.started_at as number,
+    connectedAt: maybe("connected_at"),
     firstByteAt: maybe("first_byte_at"),
     endedAt: maybe("ended_at"),
     status: maybe("status"),
@@ -249,3 +293,83 @@ export function toRecentCall(row: RequestRow): RecentCall {
     verdict: row.verdict as RecentCall["verdict"],
   };
 }
+
+/** Columns of `Bulk`, in the order of `bulkValues`. */
+export const bulkColumns = [
+  "id",
+  "project",
+  "action",
+  "filter",
+  "text",
+  "options",
+  "state",
+  "total",
+  "done",
+  "skipped",
+  "failed",
+  "cursor",
+  "last_id",
+  "error_code",
+  "idempotency_key",
+  "fingerprint",
+  "created_at",
+  "updated_at",
+  "ended_at",
+];
+
+/** The fingerprint as hex. */
+export function bulkValues(bulk: Bulk): Value[] {
+  return [
+    bulk.id,
+    bulk.project,
+    bulk.action,
+    JSON.stringify(bulk.filter),
+    bulk.text ?? null,
+    json(bulk.options),
+    bulk.state,
+    bulk.total ?? null,
+    bulk.done,
+    bulk.skipped,
+    bulk.failed,
+    bulk.cursor ?? null,
+    bulk.lastId ?? null,
+    bulk.errorCode ?? null,
+    bulk.idempotencyKey ?? null,
+    bulk.fingerprint ?? null,
+    bulk.createdAt,
+    bulk.updatedAt,
+    bulk.endedAt ?? null,
+  ];
+}
+
+export function toBulk(row: RequestRow): Bulk {
+  const maybe = <T>(name: string): T | undefined => (row[name] ?? undefined) as T | undefined;
+  return {
+    id: row.id as string,
+    project: row.project as string,
+    action: row.action as Bulk["action"],
+    filter: JSON.parse(row.filter as string),
+    text: maybe("text"),
+    options: row.options === null ? undefined : JSON.parse(row.options as string),
+    state: row.state as Bulk["state"],
+    total: maybe("total"),
+    done: row.done as number,
+    skipped: row.skipped as number,
+    failed: row.failed as number,
+    cursor: maybe("cursor"),
+    lastId: maybe("last_id"),
+    errorCode: maybe("error_code"),
+    idempotencyKey: maybe("idempotency_key"),
+    fingerprint: hex(row.fingerprint!),
+    createdAt: row.created_at as number,
+    updatedAt: row.updated_at as number,
+    endedAt: maybe("ended_at"),
+  };
+}
+
+/** Placeholders for the values of columns, of which hashes come as hex. */
+export const marksFor = (columns: string[]): string =>
+  columns.map((column) => (isHash(column) ? "unhex(?)" : "?")).join(", ");
+
+export const isHash = (column: string): boolean =>
+  ["fingerprint", "call_hash", "body_hash", "prompt_hash"].includes(column);

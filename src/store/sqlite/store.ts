@@ -1,5 +1,6 @@
 /**
- * The embedded store: a writer thread with group commit and a reader thread, on one file.
+ * The embedded store: a writer thread with group commit and a reader thread, on one file; a second reader from when
+ * somebody first asks for lists and sums, which take longer than what requests wait for; and the librarian's thread.
  *
  * Group commit needs no timer: while one batch is being written and the next is on its way, whatever arrives is the
  * one after it.
@@ -9,6 +10,7 @@ import { mkdir, statfs } from "node:fs/promises";
 import { dirname } from "node:path";
 import { scheduler } from "node:timers/promises";
 import { faultText, StorageError } from "../../core/errors.ts";
+import type { LedgerStore } from "../../core/ledger/ports.ts";
 import type {
   CacheStore,
   ChangeSet,
@@ -20,7 +22,9 @@ import type {
 } from "../../core/ports.ts";
 import { Watchers } from "../watchers.ts";
 import type { Reads } from "./engine.ts";
+import type { Filed } from "./librarian.ts";
 import { type Op, opOf, pack, sizeOf } from "./op.ts";
+import { Search } from "./search.ts";
 import { faultError, Thread } from "./thread.ts";
 
 export interface SqliteOptions {
@@ -28,6 +32,8 @@ export interface SqliteOptions {
   node: string;
   /** Below this much free space on the file's disk no new work is accepted; 0 turns the check off. */
   minFreeDiskBytes: number;
+  /** Prompts and answers can be searched; otherwise there is no index of them. */
+  search: boolean;
   clock: Clock;
   observer: Observer;
   /** The disk or the file is in doubt: the process must stop and recover on its next start. */
@@ -37,7 +43,8 @@ export interface SqliteOptions {
 }
 
 interface Pending {
-  change: ChangeSet;
+  /** What watchers are told, where it is theirs to know. */
+  change?: ChangeSet;
   op: Op;
   resolve(result: CommitResult): void;
   reject(error: Error): void;
@@ -54,11 +61,13 @@ const spaceCheckMs = 1000;
 /** A disk that was too full has room again when this much is free, also where no floor is set. */
 const roomBytes = 1024 * 1024;
 
-export class SqliteStore implements Store, FlowStore, CacheStore {
+export class SqliteStore implements Store, FlowStore, CacheStore, LedgerStore {
   /** The number of this start. */
   readonly epoch: number;
+  readonly search: Search;
   private readonly writer: Thread;
   private readonly reader: Thread;
+  private lister: Promise<Thread> | undefined;
   private readonly options: SqliteOptions;
   private readonly watchers = new Watchers();
   private pending: Pending[] = [];
@@ -80,15 +89,17 @@ export class SqliteStore implements Store, FlowStore, CacheStore {
     this.writer = writer;
     this.reader = reader;
     this.epoch = writer.epoch;
+    const { path, search: isOn, clock, observer } = options;
+    const write = (filed: Filed) => this.file(filed);
+    this.search = new Search({ path, epoch: writer.epoch, isOn, clock, observer, write });
   }
 
   /** Opens (and creates or upgrades) the file. @throws Error when another process owns it, or it is no database of ours. */
   static async open(options: SqliteOptions): Promise<SqliteStore> {
     const { path, node, clock, synchronous = "FULL" } = options;
     await mkdir(dirname(path), { recursive: true });
-    const data = { path, node, now: clock.now(), synchronous };
-    const writer = await Thread.start({ role: "writer", ...data });
-    const reader = await Thread.start({ role: "reader", ...data }).catch(async (error) => {
+    const writer = await Thread.start({ role: "writer", path, node, now: clock.now(), synchronous });
+    const reader = await Thread.start({ role: "reader", path }).catch(async (error) => {
       await writer.ask({ kind: "close" });
       throw error;
     });
@@ -98,9 +109,18 @@ export class SqliteStore implements Store, FlowStore, CacheStore {
   }
 
   commit(change: ChangeSet): Promise<CommitResult> {
+    if (change.kind === "accept" || change.kind === "change") this.search.note();
+    return this.write(opOf(change), change);
+  }
+
+  private async file(filed: Filed): Promise<void> {
+    await this.write(filed);
+  }
+
+  private write(op: Op, change?: ChangeSet): Promise<CommitResult> {
     if (this.closed) return Promise.reject(closedError());
     return new Promise((resolve, reject) => {
-      this.pending.push({ change, op: opOf(change), resolve, reject });
+      this.pending.push({ change, op, resolve, reject });
       this.arm();
     });
   }
@@ -117,7 +137,6 @@ export class SqliteStore implements Store, FlowStore, CacheStore {
   parts: Store["parts"] = (id, kinds) => this.read("parts", id, kinds);
   events: Store["events"] = (id, after, maxBytes) => this.read("events", id, after, maxBytes);
   attempts: Store["attempts"] = (id) => this.read("attempts", id);
-  list: Store["list"] = (query) => this.read("list", query);
   groups: Store["groups"] = () => this.read("groups");
   heads: Store["heads"] = (group, limit) => this.read("heads", group, limit);
   expiring: Store["expiring"] = (query) => this.read("expiring", query);
@@ -127,6 +146,17 @@ export class SqliteStore implements Store, FlowStore, CacheStore {
   calledSince: FlowStore["calledSince"] = (at) => this.read("calledSince", at);
   newest: CacheStore["newest"] = (...key) => this.read("newest", ...key);
   vectors: CacheStore["vectors"] = (...key) => this.read("vectors", ...key);
+  list: LedgerStore["list"] = (query) => this.survey("list", query);
+  many: LedgerStore["many"] = (ids) => this.survey("many", ids);
+  counts: LedgerStore["counts"] = (filter, by) => this.survey("counts", filter, by);
+  deadLetters: LedgerStore["deadLetters"] = (filter, limit) => this.survey("deadLetters", filter, limit);
+  usage: LedgerStore["usage"] = (query) => this.survey("usage", query);
+  erasable: LedgerStore["erasable"] = (query) => this.survey("erasable", query);
+  unwanted: LedgerStore["unwanted"] = (endedBefore, limit) => this.survey("unwanted", endedBefore, limit);
+  size: LedgerStore["size"] = () => this.survey("size");
+  bulk: LedgerStore["bulk"] = (id) => this.read("bulk", id);
+  bulkByKey: LedgerStore["bulkByKey"] = (project, key) => this.read("bulkByKey", project, key);
+  bulks: LedgerStore["bulks"] = (query) => this.read("bulks", query);
   watch: Store["watch"] = (id, onEnded) => this.watchers.watch(id, onEnded);
 
   hasSpace(): boolean {
@@ -141,6 +171,7 @@ export class SqliteStore implements Store, FlowStore, CacheStore {
 
   private async drainAndClose(): Promise<void> {
     this.cancelSpaceCheck();
+    await this.search.close();
     this.flushAnswered();
     if (this.inFlight > 0 || this.pending.length > 0) {
       await new Promise<void>((resolve) => {
@@ -149,6 +180,7 @@ export class SqliteStore implements Store, FlowStore, CacheStore {
     }
     this.closed = true;
     await this.reader.ask({ kind: "close" }).catch(() => {});
+    await this.lister?.then((lister) => lister.ask({ kind: "close" })).catch(() => {});
     await this.writer.ask({ kind: "close" }).catch(() => {});
   }
 
@@ -164,8 +196,7 @@ export class SqliteStore implements Store, FlowStore, CacheStore {
     this.cancelLazy = undefined;
     const ids = this.answeredIds;
     this.answeredIds = [];
-    const change = { kind: "answered" as const, ids };
-    return { change, op: change, resolve() {}, reject() {} };
+    return { op: { kind: "answered", ids }, resolve() {}, reject() {} };
   }
 
   /** What is handed in during one turn of the event loop shares a batch. */
@@ -213,7 +244,7 @@ export class SqliteStore implements Store, FlowStore, CacheStore {
       return;
     }
     pending.resolve(result);
-    if (result.status !== "applied") return;
+    if (result.status !== "applied" || !pending.change) return;
     try {
       this.watchers.tell(pending.change);
     } catch (error) {
@@ -240,14 +271,28 @@ export class SqliteStore implements Store, FlowStore, CacheStore {
     return named;
   }
 
-  private async read<N extends keyof Reads>(
+  private read<N extends keyof Reads>(name: N, ...args: Parameters<Reads[N]>): Promise<ReturnType<Reads[N]>> {
+    return this.readBy(this.reader, name, ...args);
+  }
+
+  /** Reads what may take some time, so that nothing has to wait behind it that a request waits for. */
+  private survey<N extends keyof Reads>(
+    name: N,
+    ...args: Parameters<Reads[N]>
+  ): Promise<ReturnType<Reads[N]>> {
+    if (this.closing) return Promise.reject(closedError());
+    this.lister ??= Thread.start({ role: "reader", path: this.options.path });
+    return this.readBy(this.lister, name, ...args);
+  }
+
+  private async readBy<N extends keyof Reads>(
+    reader: Thread | Promise<Thread>,
     name: N,
     ...args: Parameters<Reads[N]>
   ): Promise<ReturnType<Reads[N]>> {
     if (this.closed) throw closedError();
     try {
-      const reply = await this.reader.ask({ kind: "read", name, args });
-      return ("value" in reply ? reply.value : undefined) as ReturnType<Reads[N]>;
+      return await (await reader).read(name, ...args);
     } catch (error) {
       throw this.trouble(error);
     }

@@ -6,7 +6,7 @@
 
 import { Worker } from "node:worker_threads";
 import { StorageError } from "../../core/errors.ts";
-import type { Answer, Ask, Fault, WorkerData } from "./worker.ts";
+import type { Answer, Ask, Asks, Fault, WorkerData } from "./worker.ts";
 
 type Reply = Extract<Answer, { n: number }>;
 /** `Ask` without its number. */
@@ -26,6 +26,11 @@ export class Thread {
 
   private constructor(worker: Worker) {
     this.worker = worker;
+  }
+
+  /** It can be asked no more. */
+  get isGone(): boolean {
+    return this.gone !== undefined;
   }
 
   /** Starts the thread and opens its connection. @throws Error when the file cannot be opened. */
@@ -65,6 +70,12 @@ export class Thread {
       this.handovers.push(...handover);
       if (!this.busy || handover.length > 0) this.send();
     });
+  }
+
+  /** What it answers to a question by name. */
+  async read<N extends keyof Asks>(name: N, ...args: Parameters<Asks[N]>): Promise<ReturnType<Asks[N]>> {
+    const reply = await this.ask({ kind: "read", name, args });
+    return ("value" in reply ? reply.value : undefined) as ReturnType<Asks[N]>;
   }
 
   private send(): void {

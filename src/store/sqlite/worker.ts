@@ -1,26 +1,27 @@
 /**
- * A thread that holds one connection: the writer, which also holds the lock on the file, or the reader.
- * It answers every question with its number; group commit happens on the other side, which sends the
- * next batch when this one is acknowledged.
+ * A thread that holds a connection: the writer, which also holds the lock on the file, a reader, or the librarian.
+ * It answers every question with its number; group commit happens on the other side, which sends the next batch when
+ * this one is acknowledged.
  */
 
 import { parentPort, workerData } from "node:worker_threads";
 import type { CommitResult } from "../../core/ports.ts";
 import { diskErrorKind, Engine, type Reads } from "./engine.ts";
+import type { LibrarianAsks, LibrarianOptions } from "./librarian.ts";
 import { lockFile } from "./lock.ts";
 import { type Parcel, unpack } from "./op.ts";
 
-export interface WorkerData {
-  role: "writer" | "reader";
-  path: string;
-  node: string;
-  now: number;
-  synchronous: "FULL" | "NORMAL";
-}
+export type WorkerData =
+  | { role: "writer"; path: string; node: string; now: number; synchronous: "FULL" | "NORMAL" }
+  | { role: "reader"; path: string }
+  | ({ role: "librarian" } & LibrarianOptions);
+
+/** What can be asked by name. */
+export type Asks = Reads & LibrarianAsks;
 
 export type Ask =
   | { n: number; kind: "commit"; parcel: Parcel }
-  | { n: number; kind: "read"; name: keyof Reads; args: unknown[] }
+  | { n: number; kind: "read"; name: keyof Asks; args: unknown[] }
   | { n: number; kind: "close" };
 
 /** An error as it crosses the thread: `kind` says what it means for the store. */
@@ -37,15 +38,13 @@ export type Answer =
   | { ready: true; epoch: number }
   | { refused: string };
 
-const { role, path, node, now, synchronous } = workerData as WorkerData;
-
 function faultOf(error: unknown): Fault {
   const message = error instanceof Error ? error.message : String(error);
   return { fault: diskErrorKind(error) ?? "bug", message };
 }
 
 /** SQLite's own errors do not say which file they are about. */
-function refusal(error: unknown): string {
+function refusal(error: unknown, path: string): string {
   const { message } = faultOf(error);
   const ofSqlite = error instanceof Error && "code" in error && String(error.code).startsWith("SQLITE_");
   return ofSqlite ? `The database ${path} cannot be opened: ${message}.` : message;
@@ -60,20 +59,24 @@ function othersOf(results: (CommitResult | Error)[]): [number, CommitAnswer][] {
   return others;
 }
 
-function serve(engine: Engine, unlock: () => void): void {
+/** What a thread does. */
+interface Duty {
+  commit?(parcel: Parcel): [number, CommitAnswer][];
+  reads: object;
+  close(): void;
+}
+
+function serve({ commit, reads, close }: Duty): void {
   const answerTo = (ask: Ask): Answer => {
     switch (ask.kind) {
-      case "commit": {
-        const results = engine.writeAll(unpack(ask.parcel));
-        return { n: ask.n, others: othersOf(results) };
-      }
+      case "commit":
+        return { n: ask.n, others: commit!(ask.parcel) };
       case "read": {
-        const read = engine[ask.name] as (...args: unknown[]) => unknown;
-        return { n: ask.n, value: read.apply(engine, ask.args) };
+        const read = reads[ask.name as keyof typeof reads] as (...args: unknown[]) => unknown;
+        return { n: ask.n, value: read.apply(reads, ask.args) };
       }
       case "close":
-        engine.close();
-        unlock();
+        close();
         return { n: ask.n, value: undefined };
     }
   };
@@ -90,12 +93,37 @@ function serve(engine: Engine, unlock: () => void): void {
   });
 }
 
+function write({ path, node, now, synchronous }: Extract<WorkerData, { role: "writer" }>): number {
+  const unlock = lockFile(path);
+  const engine = new Engine(path, { readonly: false, synchronous });
+  const epoch = engine.nextEpoch(node, now);
+  serve({
+    commit: (parcel) => othersOf(engine.writeAll(unpack(parcel))),
+    reads: engine,
+    close() {
+      engine.close();
+      unlock();
+    },
+  });
+  return epoch;
+}
+
+/** The others start faster without what it needs. */
+async function librarian(engine: Engine, options: LibrarianOptions) {
+  const { Librarian } = await import("./librarian.ts");
+  return new Librarian(engine, options);
+}
+
+const data = workerData as WorkerData;
 try {
-  const unlock = role === "writer" ? lockFile(path) : () => {};
-  const engine = new Engine(path, { readonly: role === "reader", synchronous });
-  const epoch = role === "writer" ? engine.nextEpoch(node, now) : 0;
-  serve(engine, unlock);
+  let epoch = 0;
+  if (data.role === "writer") epoch = write(data);
+  else {
+    const engine = new Engine(data.path, { readonly: true });
+    const reads = data.role === "librarian" ? await librarian(engine, data) : engine;
+    serve({ reads, close: () => reads.close() });
+  }
   parentPort!.postMessage({ ready: true, epoch } satisfies Answer);
 } catch (error) {
-  parentPort!.postMessage({ refused: refusal(error) } satisfies Answer);
+  parentPort!.postMessage({ refused: refusal(error, data.path) } satisfies Answer);
 }
