@@ -41,7 +41,10 @@ const headerList = z.array(z.tuple([z.string(), z.string()]));
 /** JSON as JSON, other text as text, other bytes as `{"base64": …}`; null where there is none. */
 const wireBody = z.unknown();
 
-/** What an attempt sent, without secrets. */
+/**
+ * What an attempt sent, without secrets. Where not every attempt's is stored (`store: "all"`), it is what the caller
+ * asked: with the model's name, the path and the headers that it gave, before the upstream's own.
+ */
 export const sentSchema = z.object({
   method: z.string().nullable(),
   url: z.string().nullable(),
@@ -80,7 +83,7 @@ export const attemptSchema = z.object({
   usage: z.record(z.string(), z.unknown()).nullable(),
   cost: z.number().nullable(),
   findings: findingsSchema.nullable(),
-  /** With `include=bodies`; null where it is not stored. */
+  /** With `include=bodies`; null where it is not stored, or nothing was sent. */
   request: sentSchema.nullable().optional(),
   response: receivedSchema.nullable().optional(),
 });

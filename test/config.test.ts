@@ -121,7 +121,7 @@ const everythingOfFlow = `
   "m-*" = { input = 0, output = 0.075, cached_input = 1e-7 }
   [retention]
   completed = "30d"
-  failed = 0.001
+  failed = 3600
   cancelled = "36500d"
   bodies = "12h"
   max_size = "64MB"
@@ -584,7 +584,7 @@ describe("what is kept", () => {
     const { retention, search, defaults } = load(upstream("a", everythingOfFlow));
     expect(retention).toEqual({
       completedMs: 30 * 86_400_000,
-      failedMs: 1,
+      failedMs: 3_600_000,
       cancelledMs: 36_500 * 86_400_000,
       bodiesMs: 12 * 3_600_000,
       maxBytes: 64 * 1024 ** 2,
@@ -769,6 +769,10 @@ describe("bad values", () => {
     ["[retention]\ncompleted = 0", "retention.completed: must be a number of seconds or a time such as"],
     ['[retention]\nbodies = "101 years"', "retention.bodies: must be a number of seconds or a time such as"],
     ['[retention]\nfailed = "36501d"', "at most 36500d"],
+    ["[retention]\ncompleted = 30", "at least 1h and at most 36500d, got 30"],
+    ['[retention]\nfailed = "59m"', "at least 1h"],
+    ['[retention]\ncancelled = "3599999ms"', "at least 1h"],
+    ["[retention]\nbodies = 14", "at least 1h"],
     ["[retention]\nmax_size = 10", 'retention.max_size: must be a number of bytes or a size such as "32MB"'],
     ["[retention]\nmax_size = 10", "64MB at least, got 10"],
     [

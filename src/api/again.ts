@@ -1,7 +1,10 @@
 /** Requests that are made again: POST /v1/requests/{id}/retry (another round) and /replay (a new request). */
 
+import { isDeepStrictEqual } from "node:util";
 import { z } from "zod";
+import type { Content } from "../core/attempts.ts";
 import { rawMember } from "../core/json-text.ts";
+import type { Queue } from "../core/queue.ts";
 import type { RequestRecord } from "../core/request.ts";
 import type { ChangedContent } from "../core/rounds.ts";
 import { routeFor } from "../core/routing.ts";
@@ -10,11 +13,11 @@ import { readAsk } from "./ask.ts";
 import { type JsonBody, parseBody, withoutOurs } from "./body.ts";
 import { give, type Taken } from "./completions.ts";
 import type { ApiOptions, Call, Handler } from "./context.ts";
-import { checkBody, draftFrom, endpointOf, measureOf } from "./draft.ts";
+import { checkBody, draftFrom, type Endpoint, endpointOf, type Measure, measureOf } from "./draft.ts";
 import { jsonReply } from "./errors.ts";
-import { sizeOf } from "./measure.ts";
-import { invalid, ourFields, readChange, readStream } from "./options.ts";
-import { promptHashOf } from "./origin.ts";
+import { sizeOf, wishOf } from "./measure.ts";
+import { invalid, ourFields, readChange, readPrefer, readStream } from "./options.ts";
+import { originOf, promptHashOf } from "./origin.ts";
 import { presentRequest, requestHeaders } from "./present.ts";
 import { wishesOf } from "./wishes.ts";
 
@@ -44,30 +47,78 @@ export const retryRequest: Handler = async (call, options) => {
   const { change, validate } = readChange(asked.options, true, table, clock.now());
   const body = bodyIn(whole);
   const before = await queue.get(call.caller.project, call.params.id ?? "");
+  if (body) checkOwner(before, body);
   const isChanged = body !== undefined || validate !== undefined;
   const changed = isChanged ? await changedContent(before, body, validate, options) : undefined;
   const record = await queue.retry(before.project, before.id, change, changed);
   return jsonReply(200, presentRequest(record, queue.explain(record)), requestHeaders(record));
 };
 
+/** To whom a request belongs stays: what is found, and erased, by that must not become somebody else's. */
+function checkOwner({ origin }: RequestRecord, body: JsonBody): void {
+  const asked = originOf(body.value, () => undefined);
+  const fields = [
+    ["user", asked?.user, origin?.user],
+    ["safety_identifier", asked?.safetyIdentifier, origin?.safetyIdentifier],
+    ["metadata", asked?.metadata, origin?.metadata],
+  ] as const;
+  for (const [name, now, before] of fields) {
+    if (now === undefined || isDeepStrictEqual(now, before)) continue;
+    throw invalid(
+      `body.${name}`,
+      "must stay as it was, or be left out: `replay` makes a request of somebody else",
+    );
+  }
+}
+
+/** What a request asks for when it is made again. */
+interface Again {
+  endpoint: Endpoint;
+  head: Content["head"];
+  body: JsonBody;
+  /** What its answer was held to; undefined where that is not known any more. */
+  validate: ValidateWish | false | undefined;
+}
+
+/** With another body, nothing of what it asked before need be there. @throws AppError `bodies_erased`, … */
+async function askedAgain(record: RequestRecord, given: JsonBody | undefined, queue: Queue): Promise<Again> {
+  const endpoint = endpointOf(record);
+  if (given) checkBody(given.value, endpoint);
+  if (given && record.bodiesErasedAt !== undefined) {
+    const head = { method: "POST", path: endpoint.path, headers: [] };
+    return { endpoint, head, body: given, validate: undefined };
+  }
+  const { head, body: stored } = await queue.ledger.content(record);
+  const before = parseBody(Buffer.from(stored));
+  const validate = wishOf(head.checks, record.terms.maxInvalid, before.value) ?? false;
+  return { endpoint, head, body: given ?? before, validate };
+}
+
+/** @param asked what the answer is to be held to from now on; undefined: what it was held to */
+function measureAgain(
+  { endpoint, body, validate: before }: Again,
+  asked: ValidateWish | false | undefined,
+  { upstream, table, defaults }: ApiOptions,
+): Measure {
+  const route = routeFor(table, body.value.model as string);
+  const wish = wishesOf({ validate: asked ?? before }, route, defaults).validate;
+  return measureOf(endpoint, body, wish, asked ? "options" : undefined, upstream);
+}
+
 /** What the next round asks for: another body, or the same one with an answer that is held to something else. */
 async function changedContent(
   record: RequestRecord,
   given: JsonBody | undefined,
   validate: ValidateWish | false | undefined,
-  { queue, upstream, table, defaults }: ApiOptions,
+  options: ApiOptions,
 ): Promise<ChangedContent> {
-  const { head, body: stored } = await queue.ledger.content(record);
-  const endpoint = endpointOf(record);
-  const body = given ?? parseBody(Buffer.from(stored));
-  checkBody(body.value, endpoint);
-  const model = body.value.model as string;
-  const wish = wishesOf({ validate }, routeFor(table, model), defaults).validate;
-  const { checks, maxInvalid } = measureOf(endpoint, body, wish, Boolean(validate), upstream);
+  const again = await askedAgain(record, given, options.queue);
+  const { endpoint, head, body } = again;
+  const { checks, maxInvalid } = measureAgain(again, validate, options);
   const stream = endpoint.isChat ? readStream(body.value, record.terms.stream?.mode) : undefined;
   return {
     content: { head: { ...head, checks, vectors: undefined }, body: withoutOurs(body) },
-    model,
+    model: body.value.model as string,
     promptHash: endpoint.isChat ? promptHashOf(body.value) : undefined,
     size: sizeOf(body.value),
     maxInvalid,
@@ -84,23 +135,23 @@ async function takeReplay(call: Call, options: ApiOptions): Promise<Taken> {
   const { asked: wanted, whole } = await readAsk(call, options, replaySchema, meaning);
   const given = bodyIn(whole);
   const record = await queue.get(call.caller.project, call.params.id ?? "");
-  const { head, body: stored } = await queue.ledger.content(record);
-  const body = given ?? parseBody(Buffer.from(stored));
-  const { checks, vectors: _vectors, ...sent } = head;
-  const isMeasured = given === undefined && wanted.options?.validate === undefined;
+  const again = await askedAgain(record, given, queue);
+  const { endpoint, body } = again;
+  const { checks: _checks, vectors: _vectors, ...sent } = again.head;
+  const prefers = readPrefer(call.header("prefer")) !== undefined;
   const { draft, asked } = draftFrom(
     {
       ...sent,
-      endpoint: endpointOf(record),
+      endpoint,
       body,
       fields: {
         ...body.value,
-        wait: wanted.wait ?? false,
+        wait: wanted.wait ?? (prefers ? undefined : false),
         idempotency_key: wanted.idempotency_key,
         outlast: { ...inherited(record), ...wanted.options },
       },
-      header: (name) => (name === "idempotency-key" ? call.header(name) : undefined),
-      measure: isMeasured ? { checks, maxInvalid: record.terms.maxInvalid } : undefined,
+      header: (name) => (callsOwn.has(name) ? call.header(name) : undefined),
+      measure: wanted.options?.validate === undefined ? measureAgain(again, undefined, options) : undefined,
       replayOf: record.id,
     },
     call,
@@ -108,6 +159,8 @@ async function takeReplay(call: Call, options: ApiOptions): Promise<Taken> {
   );
   return { submission: await queue.submit(draft), asked };
 }
+/** What a replay is told by headers; its options stand in its body. */
+const callsOwn = new Set(["idempotency-key", "prefer"]);
 
 /** What a replay has of its original unless told otherwise. It is made to have another answer: none that is known. */
 function inherited({ terms, tags }: RequestRecord): Record<string, unknown> {

@@ -4,7 +4,7 @@ import type { IncomingMessage, ServerResponse } from "node:http";
 import { RESPONSE_ALREADY_SENT } from "@hono/node-server/utils/response";
 import { type Context, Hono } from "hono";
 import type { Place } from "../core/admission.ts";
-import { AppError, faultText } from "../core/errors.ts";
+import { AppError, faultText, StorageError } from "../core/errors.ts";
 import { replayRequest, retryRequest } from "./again.ts";
 import { askBulk, cancelBulk, getBulk, listBulks } from "./bulks.ts";
 import { getCompletion, postCompletion, postEmbeddings } from "./completions.ts";
@@ -197,6 +197,11 @@ function headerOf(incoming: IncomingMessage) {
 
 function asAppError(error: unknown, { observer }: ApiOptions): AppError {
   if (error instanceof AppError) return error;
+  // The store has told of it.
+  if (error instanceof StorageError) {
+    const code = error.kind === "full" ? "storage_full" : "storage_failed";
+    return new AppError(code, "The database cannot be read or written now. Try again later.");
+  }
   observer.tell({ event: "fault", where: "api", message: faultText(error) });
   return new AppError("internal_error", "Something went wrong on our side.");
 }

@@ -10,7 +10,15 @@ import type { State } from "../core/request.ts";
 import { readAsk } from "./ask.ts";
 import type { Handler } from "./context.ts";
 import { jsonReply, listReply } from "./errors.ts";
-import { type FilterAsked, filterOf, presentFilter, readFilter, readQuery, states } from "./filter.ts";
+import {
+  type FilterAsked,
+  filterOf,
+  hasCondition,
+  presentFilter,
+  readFilter,
+  readQuery,
+  states,
+} from "./filter.ts";
 import { limitOf, pageMeaning } from "./lists.ts";
 import { invalid, readChange, readKey } from "./options.ts";
 import { iso, isoOrNull } from "./present.ts";
@@ -35,16 +43,17 @@ export const askBulk =
   (action: BulkAction): Handler =>
   async (call, options) => {
     const { queue, table, clock } = options;
+    const { project } = call.caller;
     const { asked, whole } = await readAsk(call, options, askSchema, meaning);
     if (asked.options !== undefined && action !== "retry") throw invalid("options", "goes with `retry` only");
     const { change } = readChange(asked.options, false, table, clock.now());
     const wanted = readFilter(asked.filter);
-    if (Object.keys(wanted).length === 0 && asked.all !== true) {
+    if (asked.all !== true && !hasCondition(filterOf(project, wanted))) {
       throw invalid("filter", 'must have a condition; all requests are meant only with `"all": true`');
     }
     const { bulk, isKnown } = await queue.ledger.ask({
-      ...filterOf(call.caller.project, settled(action, wanted)),
-      project: call.caller.project,
+      ...filterOf(project, settled(action, wanted)),
+      project,
       action,
       options: action === "retry" ? change : undefined,
       idempotencyKey: readKey(asked, call.header),
@@ -61,8 +70,8 @@ function settled(action: BulkAction, { status, resolved, ...asked }: FilterAsked
   if (status && !status.every((state) => possible.includes(state))) {
     throw invalid("filter.status", `must be one or more of ${possible.join(", ")}`);
   }
-  const isUsual = action === "retry" && status === undefined;
-  return { ...asked, status: status ?? usual, resolved: resolved ?? (isUsual ? false : undefined) };
+  const isOpen = action === "resolve" || (action === "retry" && status === undefined);
+  return { ...asked, status: status ?? usual, resolved: resolved ?? (isOpen ? false : undefined) };
 }
 
 export const getBulk: Handler = async (call, { queue }) =>

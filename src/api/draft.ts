@@ -19,6 +19,7 @@ import { originOf, promptHashOf } from "./origin.ts";
 /** An endpoint whose calls are recorded. */
 export interface Endpoint {
   name: string;
+  path: string;
   /** Beside the model, a body has to have this; what is in it is the upstream's to judge. */
   required: string;
   mustBeArray: boolean;
@@ -28,12 +29,14 @@ export interface Endpoint {
 
 export const chat: Endpoint = {
   name: "chat.completions",
+  path: "/chat/completions",
   required: "messages",
   mustBeArray: true,
   isChat: true,
 };
 export const embeddings: Endpoint = {
   name: "embeddings",
+  path: "/embeddings",
   required: "input",
   mustBeArray: false,
   isChat: false,
@@ -84,8 +87,8 @@ export function draftFrom(source: Source, call: Call, options: ApiOptions): { dr
   // A completion is no answer to a call for vectors.
   if (!endpoint.isChat && onFailure)
     wishes.onFailure = onFailure.staleMs ? { staleMs: onFailure.staleMs } : undefined;
-  const { checks, maxInvalid } =
-    source.measure ?? measureOf(endpoint, body, validate, asked.validatesItself, upstream);
+  const wishedIn = asked.validatesItself ? where : undefined;
+  const { checks, maxInvalid } = source.measure ?? measureOf(endpoint, body, validate, wishedIn, upstream);
   terms.size = sizeOf(body.value);
   if (maxInvalid !== undefined) {
     terms.maxInvalid = maxInvalid;
@@ -101,16 +104,16 @@ export interface Measure {
   maxInvalid?: number;
 }
 
-/** @throws AppError `invalid_parameter` where it is the caller's own wish (`isOwn`) and cannot be done */
+/** @throws AppError `invalid_parameter` where it is the caller's own wish (in `where`) and cannot be done */
 export function measureOf(
   { isChat }: Endpoint,
   { value }: JsonBody,
   wish: ValidateWish | undefined,
-  isOwn: boolean,
+  where: string | undefined,
   upstream: Upstream,
 ): Measure {
   if (!isChat) return {};
-  const checks = checksOf(value, wish, (schema) => upstream.schemaProblem(schema), isOwn);
+  const checks = checksOf(value, wish, (schema) => upstream.schemaProblem(schema), where);
   return { checks, maxInvalid: checks?.invalidIf.length ? wish?.maxRetries : undefined };
 }
 

@@ -4,6 +4,7 @@ import { isUtf8 } from "node:buffer";
 import type { AttemptObject } from "../contract.ts";
 import type { Exchange } from "../core/ports.ts";
 import type { Queue } from "../core/queue.ts";
+import { visibleAnswerHeaders, visibleHeaders, visibleUrl } from "../core/redact.ts";
 import type { AttemptRecord, RequestRecord } from "../core/request.ts";
 import { answerOf, textOf, withRawMembers } from "./present.ts";
 
@@ -26,7 +27,10 @@ export async function withBodies(
   });
 }
 
-/** Of the last attempt, what is stored with the request itself. */
+/**
+ * Of the last attempt, what is stored with the request itself: what its caller asked, which is not all that was sent,
+ * and the answer.
+ */
 async function lastExchange(
   record: RequestRecord,
   last: AttemptRecord | undefined,
@@ -34,7 +38,8 @@ async function lastExchange(
 ): Promise<{ sent?: Exchange; received?: Exchange }> {
   if (record.bodiesErasedAt !== undefined || last?.number !== record.attempt) return {};
   const { head, body } = await queue.ledger.content(record);
-  const sent = { head: { method: head.method, url: head.path, headers: head.headers }, body };
+  const { method, path: url, headers } = head;
+  const sent = last.verdict === "not_sent" ? undefined : { head: { method, url, headers }, body };
   const answer = answerOf(await queue.withAnswer(record));
   // Another attempt's answer may be what is stored.
   if (!answer || answer.status !== last.status) return { sent };
@@ -44,13 +49,17 @@ async function lastExchange(
 function sentText(sent: Exchange | undefined): string {
   if (!sent) return "null";
   const { method = null, url = null, headers } = sent.head;
-  return withRawMembers({ method, url, headers }, { body: bodyText(sent.body) });
+  const visible = { method, url: url && visibleUrl(url), headers: visibleHeaders(headers) };
+  return withRawMembers(visible, { body: bodyText(sent.body) });
 }
 
 function receivedText(received: Exchange | undefined): string {
   if (!received) return "null";
   const { status = null, headers } = received.head;
-  return withRawMembers({ status, headers }, { body: bodyText(received.body) });
+  return withRawMembers(
+    { status, headers: visibleAnswerHeaders(headers) },
+    { body: bodyText(received.body) },
+  );
 }
 
 /** JSON as it is, other text as a text, other bytes as base64. */

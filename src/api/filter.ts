@@ -20,6 +20,8 @@ const instant = z.union([
 ]);
 
 const text = z.string();
+/** A map without any name would mean everything. */
+const pairs = z.record(text, text).refine((map) => Object.keys(map).length > 0);
 const truth = z.union([z.boolean(), z.enum(["true", "false"]).transform((value) => value === "true")]);
 /** A list of such; in a query, and in JSON where it is a text, separated by commas. */
 export const listed = <T extends z.ZodType>(item: T) =>
@@ -34,10 +36,12 @@ export const filterFields = {
   error_code: text.optional(),
   caused_by: z.enum(["caller", "upstream"]).optional(),
   resolved: truth.optional(),
-  tag: z.preprocess((value) => (typeof value === "string" ? [value] : value), z.array(text)).optional(),
+  tag: z
+    .preprocess((value) => (typeof value === "string" ? [value] : value), z.array(text).min(1))
+    .optional(),
   user: text.optional(),
   safety_identifier: text.optional(),
-  metadata: z.record(text, text).optional(),
+  metadata: pairs.optional(),
   trace_id: text.optional(),
   client_request_id: text.optional(),
   idempotency_key: text.optional(),
@@ -54,7 +58,8 @@ const filterMeaning: Record<string, string> = {
   status: `must be one or more of ${states.join(", ")}, separated by commas`,
   caused_by: 'must be "caller" or "upstream"',
   resolved: "must be true or false",
-  metadata: "must be texts by their names: `metadata[name]=text`",
+  tag: "must be a text, or a list of one or more",
+  metadata: "must be one or more texts by their names: `metadata[name]=text`",
   created_after: when,
   created_before: when,
   q: "must be what to look for, at most 1000 characters",
@@ -108,7 +113,12 @@ const lists = new Set(["status", "by", "group_by"]);
 export const readFilter = (value: unknown): FilterAsked => parse(filterSchema, value ?? {}, {}, "filter.");
 
 /** What the text search has to find is apart: it is in another place. */
-export function filterOf(project: string, asked: FilterAsked): { filter: Filter; text?: string } {
+interface Meant {
+  filter: Filter;
+  text?: string;
+}
+
+export function filterOf(project: string, asked: FilterAsked): Meant {
   const labels: Label[] = (asked.tag ?? []).map((value) => ({ name: "tag", value }));
   for (const name of told) {
     const value = asked[name];
@@ -133,6 +143,12 @@ export function filterOf(project: string, asked: FilterAsked): { filter: Filter;
   };
   return { filter, text: asked.q };
 }
+
+/** Whether it means less than all that the project has. */
+export function hasCondition({ filter: { project: _project, ...conditions }, text }: Meant): boolean {
+  return text !== undefined || Object.values(conditions).some((condition) => condition !== undefined);
+}
+
 const told = ["user", "safety_identifier", "trace_id", "client_request_id"] as const;
 
 /** A filter as it was asked for. */

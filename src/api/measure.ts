@@ -1,5 +1,6 @@
 /** What a body asks for: how much, for limits of tokens; and in which form, for what its answer is measured by. */
 
+import { isDeepStrictEqual } from "node:util";
 import { AppError } from "../core/errors.ts";
 import type { Checks } from "../core/ports.ts";
 import type { CallSize, Problem } from "../core/request.ts";
@@ -51,20 +52,24 @@ function add(size: CallSize, prompt: unknown): void {
 /**
  * What the answer to a body is measured by; undefined where nobody asked for anything.
  * @param schemaProblem why a JSON Schema cannot be used, or undefined
- * @param isOwn the caller's own wish: a schema that cannot be used is its mistake
+ * @param where the member in which it is the caller's own wish: a schema that cannot be used is its mistake
  * @throws AppError `invalid_parameter`
  */
 export function checksOf(
   body: Json,
   wish: ValidateWish | undefined,
   schemaProblem: (schema: unknown) => string | undefined,
-  isOwn: boolean,
+  where?: string,
 ): Checks | undefined {
-  const format = isObject(body.response_format) ? body.response_format : {};
+  const format = formatOf(body);
   const asksJson = format.type === "json_object" || format.type === "json_schema";
   if (!wish) return asksJson ? { json: true, invalidIf: [], feedback: false } : undefined;
-  const own = wish.json && isObject(format.json_schema) ? format.json_schema.schema : undefined;
-  const schema = usable(wish.schema ?? own, wish, schemaProblem, isOwn);
+  const schema = usable(
+    wish.schema ?? (wish.json ? schemaOf(format) : undefined),
+    wish,
+    schemaProblem,
+    where,
+  );
   const json = wish.json && (asksJson || schema !== undefined);
   const invalidIf: Problem[] = [];
   // Where no JSON was asked for, that is what tools are called with.
@@ -76,17 +81,41 @@ export function checksOf(
   return { json: json || asksJson, schema, invalidIf, feedback: wish.feedback };
 }
 
+const formatOf = ({ response_format: format }: Json): Json => (isObject(format) ? format : {});
+const schemaOf = ({ json_schema: asked }: Json): unknown => (isObject(asked) ? asked.schema : undefined);
+
+/** The wish that made these checks of this body's answer, for another body; undefined where nobody wished anything. */
+export function wishOf(
+  { invalidIf = [], schema, feedback = false }: Partial<Checks> = {},
+  maxRetries: number | undefined,
+  body: Json,
+): ValidateWish | undefined {
+  if (invalidIf.length === 0 || maxRetries === undefined) return undefined;
+  const json = invalidIf.includes("invalid_json");
+  const isFormats = json && isDeepStrictEqual(schema, schemaOf(formatOf(body)));
+  return {
+    json,
+    schema: isFormats ? undefined : schema,
+    refusal: invalidIf.includes("refusal"),
+    length: invalidIf.includes("length"),
+    empty: invalidIf.includes("empty"),
+    maxRetries,
+    feedback,
+  };
+}
+
 function usable(
   schema: unknown,
   wish: ValidateWish,
   schemaProblem: (schema: unknown) => string | undefined,
-  isOwn: boolean,
+  where: string | undefined,
 ): unknown {
   if (schema === undefined) return undefined;
   const problem = schemaProblem(schema);
   if (problem === undefined) return schema;
-  if (!isOwn) return undefined;
-  const param = wish.schema === undefined ? "response_format.json_schema.schema" : "outlast.validate.schema";
+  if (where === undefined) return undefined;
+  const own = `${where}.validate.schema`;
+  const param = wish.schema === undefined ? "response_format.json_schema.schema" : own;
   throw new AppError("invalid_parameter", `\`${param}\` cannot be used to validate answers: ${problem}.`, {
     param,
   });

@@ -271,7 +271,7 @@ function modeOf(wait: boolean | number, defaults: Defaults): Mode {
 }
 
 /** RFC 7240: `wait=N`, `respond-async`, or both (wait, then answer at once). Preferences unknown to us are ignored. */
-function readPrefer(prefer: string | undefined): { seconds?: number; async: boolean } | undefined {
+export function readPrefer(prefer: string | undefined): { seconds?: number; async: boolean } | undefined {
   if (prefer === undefined) return undefined;
   const wanted = prefer.split(/[,;]/).map((one) => one.trim().toLowerCase());
   const async = wanted.includes("respond-async");

@@ -21,9 +21,10 @@ async function backUp(target: string, flags: BackupFlags, cli: Cli): Promise<voi
   const path = flags.db ?? databaseOf(readConfig(flags, cli));
   const tell = terminal.progress("copy");
   let isStopped = false;
-  process.once("SIGINT", () => {
+  const stop = () => {
     isStopped = true;
-  });
+  };
+  process.on("SIGINT", stop);
   const { requests, bytes } = await copyDatabase(resolve(path), resolve(target), {
     overwrite: flags.force === true,
     onProgress(share) {
@@ -31,7 +32,11 @@ async function backUp(target: string, flags: BackupFlags, cli: Cli): Promise<voi
       if (isStopped) throw new Error("Stopped: there is no copy.");
       tell(share);
     },
-    onCheck: () => terminal.note("The copy is whole, and is being checked."),
+    onCheck() {
+      // Nothing of ours runs until it is checked: from now on the signal itself ends the command.
+      process.off("SIGINT", stop);
+      terminal.note("The copy is whole, and is being checked.");
+    },
   });
   if (flags.json) terminal.print(JSON.stringify({ object: "backup", file: target, requests, bytes }));
   else terminal.print(`${target}: ${words.requests(requests)}, ${words.size(bytes)}, checked.`);

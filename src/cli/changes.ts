@@ -115,13 +115,13 @@ async function changeEach(
           ? await api.text("DELETE", path)
           : await api.text("POST", `${path}/${action.name}`, { body: options && { options } });
       data.push(JSON.parse(text));
-      if (!flags.json) terminal.print(`${id} ${action.done}`);
+      if (!flags.json) terminal.report(`${visible(id)} ${action.done}`);
     } catch (error) {
       failed++;
       terminal.note(`${visible(id)} not ${action.done}: ${visible((error as Error).message)}`);
     }
   }
-  if (flags.json) terminal.print(JSON.stringify({ object: "list", data }));
+  if (flags.json) terminal.report(JSON.stringify({ object: "list", data }));
   if (failed > 0) throw new Unsuccessful();
 }
 
@@ -136,20 +136,22 @@ async function changeAll(
   const meant = flags.status === undefined ? { ...action.usual, ...flags } : flags;
   const count = flags.search === undefined ? await countOf(api, queryOf(meant, now)) : undefined;
   if (count === 0) {
-    if (flags.json) terminal.print("null");
+    if (flags.json) terminal.report("null");
     return terminal.note("There is no such request.");
   }
   const which = count === undefined ? "all requests with this text" : words.requests(count);
   await confirm(`${action.name} ${which}`, flags, cli);
   const body = { filter: filterOf(meant, now), ...(options && { options }), ...(flags.all && { all: true }) };
   const asked = await api.json(bulkSchema, "POST", `/v1/requests/${action.name}`, { body });
-  terminal.note(`The server does it as ${asked.id}, also when this command ends.`);
+  terminal.note(`The server does it as ${visible(asked.id)}, also when this command ends.`);
   const bulk = await follow(asked, api, cli);
   const { done, skipped, failed, error_code: code } = bulk;
-  if (flags.json) terminal.print(JSON.stringify(bulk));
+  if (flags.json) terminal.report(JSON.stringify(bulk));
   else {
     const rest = `${words.number(skipped)} no longer to be ${action.done}, ${words.number(failed)} not possible`;
-    terminal.print(`${words.requests(done)} ${action.done}; ${rest}${code === null ? "" : ` (${code})`}.`);
+    terminal.report(
+      `${words.requests(done)} ${action.done}; ${rest}${code === null ? "" : ` (${visible(code)})`}.`,
+    );
   }
   if (bulk.status !== "completed" || failed > 0) throw new Unsuccessful();
 }

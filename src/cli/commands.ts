@@ -12,6 +12,7 @@ import { addReading } from "./requests.ts";
 import { createCli } from "./source.ts";
 import { addStats } from "./stats.ts";
 import { addTail } from "./tail.ts";
+import { visibleLines } from "./terminal.ts";
 
 /** sysexits.h: the configuration is wrong. Process managers need not restart. */
 const exitConfig = 78;
@@ -37,7 +38,7 @@ export function addCommands(
 export function exitOf(error: unknown): number {
   if (error instanceof CommanderError) return error.exitCode === 0 ? 0 : exitUsage;
   if (error instanceof Unsuccessful) return exitFailure;
-  console.error(error instanceof Error ? error.message : String(error));
+  console.error(visibleLines(error instanceof Error ? error.message : String(error)));
   if (error instanceof UsageError) return exitUsage;
   return error instanceof ConfigError ? exitConfig : exitFailure;
 }

@@ -66,11 +66,11 @@ async function doctor(flags: DoctorFlags, cli: Cli): Promise<void> {
     findings.push(finding);
     if (flags.json) continue;
     const { check, status, message, advice } = finding;
-    terminal.print(`${terminal.paint(colours[status], status.padEnd(5))} ${check}: ${visible(message)}`);
-    if (advice !== null) terminal.print(`      ${visible(advice)}`);
+    terminal.report(`${terminal.paint(colours[status], status.padEnd(5))} ${check}: ${visible(message)}`);
+    if (advice !== null) terminal.report(`      ${visible(advice)}`);
   }
   const isWell = findings.every(({ status }) => status !== "fail");
-  if (flags.json) terminal.print(JSON.stringify({ object: "doctor", ok: isWell, checks: findings }));
+  if (flags.json) terminal.report(JSON.stringify({ object: "doctor", ok: isWell, checks: findings }));
   if (!isWell) throw new Unsuccessful();
 }
 

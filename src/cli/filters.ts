@@ -34,8 +34,11 @@ export type FilterFlags = Record<string, unknown> & {
   until?: string;
 };
 
-export function withFilters(command: Command): Command {
-  for (const [flags, , description] of plain) command.option(flags, description);
+/** @param without names of those that the command does not have */
+export function withFilters(command: Command, without: readonly string[] = []): Command {
+  for (const [flags, name, description] of plain) {
+    if (!without.includes(name)) command.option(flags, description);
+  }
   return command
     .option("--tag <tag>", "has this tag; repeat it for several", collect)
     .option("--metadata <key=value>", "has this metadata; repeat it for several", collect)

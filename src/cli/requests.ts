@@ -29,7 +29,8 @@ export function addReading(requests: Command, cli: Cli): void {
     .argument("<id>", "its id, or that of its answer")
     .option("--bodies", "also what was sent and received")
     .action((id, flags) => show(id, flags, cli));
-  withFilters(withSource(requests.command("dead-letters").description("failed requests, by their cause")))
+  const dead = withSource(requests.command("dead-letters").description("failed requests, by their cause"));
+  withFilters(dead, ["status", "q"])
     .option("--limit <n>", "how many causes", "20")
     .action((flags) => deadLetters(flags, cli));
 }
@@ -84,7 +85,8 @@ async function printJson(found: AsyncIterable<Page>, terminal: Terminal): Promis
   let hasMore = false;
   for await (const { data, has_more } of found) {
     const items = data.map((one) => JSON.stringify(one)).join(",\n");
-    terminal.print(first === null ? `{"object":"list","data":[${items}` : `,${items}`);
+    if (first === null) terminal.print(`{"object":"list","data":[${items}`);
+    else if (items !== "") terminal.print(`,${items}`);
     first ??= data[0]?.id ?? null;
     last = data.at(-1)?.id ?? last;
     hasMore = has_more;
@@ -129,8 +131,9 @@ type ShowFlags = SourceFlags & { bodies?: boolean };
 async function show(id: string, flags: ShowFlags, cli: Cli): Promise<void> {
   await withApi(flags, cli, async (api) => {
     const text = await whole(api, id, flags.bodies === true);
+    const request = api.read(requestSchema, text) as RequestObject;
     if (flags.json) cli.terminal.print(text);
-    else printRequest(api.read(requestSchema, text) as RequestObject, cli.terminal);
+    else printRequest(request, cli.terminal);
   });
 }
 
@@ -149,7 +152,7 @@ function printRequest(request: RequestObject, terminal: Terminal): void {
   for (const [name, value] of Object.entries(request)) {
     const text = apart.has(name) ? "" : fieldText(value);
     if (text === "") continue;
-    terminal.print(`${terminal.paint("grey", name.padEnd(20))} ${painted(name, text, terminal)}`);
+    terminal.print(`${terminal.paint("grey", visible(name).padEnd(20))} ${painted(name, text, terminal)}`);
   }
   if (attempts.length > 0) {
     terminal.print("");
@@ -247,8 +250,9 @@ async function deadLetters(flags: ListFlags, cli: Cli): Promise<void> {
   query.set("limit", String(wholeNumber("--limit", flags.limit)));
   const path = "/v1/requests/dead_letters";
   await withApi(flags, cli, async (api) => {
-    if (flags.json) return cli.terminal.print(await api.text("GET", path, { query }));
-    const { data } = await api.json(listOf(deadLetterSchema), "GET", path, { query });
+    const text = await api.text("GET", path, { query });
+    const { data } = api.read(listOf(deadLetterSchema), text);
+    if (flags.json) return cli.terminal.print(text);
     if (data.length === 0) return cli.terminal.note("Nothing has failed that nobody has seen to.");
     cli.terminal.table(
       deadLetterColumns,

@@ -12,7 +12,7 @@ import { Terminal } from "./terminal.ts";
 export interface Cli {
   clock: Clock;
   random: Random;
-  /** Without what is meant for these commands alone. */
+  /** As a server has it. */
   env: Environment;
   /** OUTLAST_API_KEY */
   key: string | undefined;
@@ -29,9 +29,11 @@ export interface SourceFlags {
 }
 
 export function createCli(environment: Environment, parts: { clock: Clock; random: Random }): Cli {
-  // A server does not know this variable, and says so to whoever takes it for the one that protects it.
-  const { OUTLAST_API_KEY: key, ...env } = environment;
-  return { ...parts, env, key: key?.trim() || undefined, terminal: new Terminal(environment, process) };
+  // A server refuses this variable unless its file refers to it. Here it is meant for the command: it can be referred
+  // to as well, but is not among those that have to be known.
+  const env = Object.defineProperty({ ...environment }, "OUTLAST_API_KEY", { enumerable: false });
+  const key = environment.OUTLAST_API_KEY?.trim() || undefined;
+  return { ...parts, env, key, terminal: new Terminal(environment, process) };
 }
 
 export const withJson = (command: Command): Command => command.option("--json", "print JSON, for programs");
@@ -97,7 +99,9 @@ export function addressOf({ host, port }: Config): string {
 /** Whoever can read the configuration may use its keys; they go to its own server only. */
 function keyOf({ apiKeys }: Config, project: string | undefined): string | undefined {
   const fitting = apiKeys.find((key) => project === undefined || key.project === project);
-  if (!fitting && project !== undefined && apiKeys.length > 0) {
+  // Without keys, all requests are of this one.
+  const isOpen = apiKeys.length === 0 && project === "default";
+  if (!fitting && project !== undefined && !isOpen) {
     throw new UsageError(`The configuration has no key of the project "${project}".`);
   }
   return fitting?.key;

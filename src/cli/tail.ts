@@ -94,11 +94,13 @@ class Follower {
         if (this.note(request) && !tell(request)) return false;
       }
     }
-    if (this.watched.size === 0) return true;
+    // Where all that went on were watched, another one is an older request that was retried.
+    const wasWhole = this.watched.size < watchedMax;
     const goingOn = await this.goingOn();
-    for (const id of [...this.watched.keys()]) {
+    for (const id of new Set([...this.watched.keys(), ...[...goingOn.keys()].reverse()])) {
+      const isKnown = wasWhole || this.watched.has(id);
       const request = goingOn.get(id) ?? (await this.ended(id));
-      if (request && this.note(request) && !tell(request)) return false;
+      if (request && this.note(request) && isKnown && !tell(request)) return false;
     }
     return true;
   }
@@ -155,7 +157,7 @@ function lineOf(request: RequestObject, terminal: Terminal): string {
   const { id, status, model, upstream, attempts, updated_at: at } = request;
   return [
     words.time(at).slice(11),
-    id,
+    visible(id),
     terminal.paint(words.colourOf(status), status.padEnd(10)),
     visible(upstream === null ? model : `${model} by ${upstream}`),
     attempts > 1 ? `${attempts} attempts` : "",

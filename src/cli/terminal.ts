@@ -45,11 +45,20 @@ export class Terminal {
     stdout.on("error", () => {
       this.isUnread = true;
     });
+    // What cannot be told must not stop what is being done.
+    stderr.on("error", () => {});
   }
 
+  /** Ends a command that does nothing else, where nobody reads any more. */
   print(text: string): void {
     if (this.isUnread) process.exit(0);
-    this.streams.stdout.write(`${text}\n`);
+    this.report(text);
+  }
+
+  /** Prints what a command has done or found, which goes on in any case: somebody may wait for its exit code. */
+  report(text: string): void {
+    // JSON leaves them as they are, and there an escape means the same.
+    this.streams.stdout.write(`${text.replaceAll(/[\u007f-\u009f]/g, escaped)}\n`);
   }
 
   /** To people only: what programs read goes elsewhere. */
@@ -127,6 +136,8 @@ export class Terminal {
     };
   }
 }
+
+const escaped = (control: string): string => `\\u${control.charCodeAt(0).toString(16).padStart(4, "0")}`;
 
 /** Text of others must not move the cursor or ring the bell. */
 export const visible = (text: string): string =>

@@ -69,13 +69,15 @@ export function decimal(expected: string, fits: (number: number) => boolean) {
   });
 }
 
-export const dayMs = 86_400_000;
+export const hourMs = 3_600_000;
+export const dayMs = 24 * hourMs;
 /** Node's timers wrap around after 24.8 days. */
 const timerMaxMs = 24 * dayMs;
 
 /** Gives milliseconds. */
 export function duration(minMs = 1, maxMs = timerMaxMs) {
-  const range = `${minMs > 0 ? "longer than 0 and " : ""}at most ${formatDuration(maxMs)}`;
+  const least = minMs > 1 ? `at least ${formatDuration(minMs)}` : "longer than 0";
+  const range = `${minMs > 0 ? `${least} and ` : ""}at most ${formatDuration(maxMs)}`;
   return field(`a number of seconds or a time such as "250ms", "10s", "5m", "24h", ${range}`, (value) => {
     const ms = typeof value === "string" || typeof value === "number" ? parseDuration(value) : undefined;
     return ms !== undefined && ms >= minMs && ms <= maxMs ? ms : undefined;

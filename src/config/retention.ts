@@ -1,6 +1,6 @@
 import type { z } from "zod";
 import { formatDuration } from "../core/duration.ts";
-import { dayMs, duration, size, table } from "./field.ts";
+import { dayMs, duration, hourMs, size, table } from "./field.ts";
 import { formatSize } from "./size.ts";
 
 /* How long requests are kept. Nothing is deleted unless it is asked for. */
@@ -16,9 +16,8 @@ export interface Retention {
   maxBytes?: number;
 }
 
-const age = duration(1, 36_500 * dayMs).optional();
-
 /** A number without its unit must not erase all that there is. */
+const age = duration(hourMs, 36_500 * dayMs).optional();
 const leastBytes = 64 * 1024 * 1024;
 
 export const retention = table({

@@ -20,6 +20,7 @@ import type {
   World,
 } from "./ports.ts";
 import { costOf, type Price } from "./price.ts";
+import { visibleAnswerHeaders } from "./redact.ts";
 import {
   isTerminal,
   laneParts,
@@ -416,11 +417,13 @@ export class Attempts {
   async cutShort(id: string) {
     const run = this.running.get(id);
     if (!run) return undefined;
-    const { stream, promptBytes, record } = run;
+    const { stream, promptBytes, record, slot } = run;
     const rest = await stream?.feed.rest();
     const usage = estimatedUsage(promptBytes, stream?.intake.chars ?? 0);
     const cost = this.costOf(record, usageOf(usage));
-    return { ...rest, soFar: { forks: stream?.feed.forks, usage, cost } };
+    const { waitedFor } = slot;
+    const firstByteAt = stream?.contentAt;
+    return { ...rest, soFar: { waitedFor, firstByteAt, forks: stream?.feed.forks, usage, cost } };
   }
 
   private endOf(record: RequestRecord, reading: Reading, now: number, stoppedByUs: boolean): AttemptEnd {
@@ -556,7 +559,10 @@ function exchangeParts({ sent, received, outcome }: Ended, { state, attempt }: R
   return parts;
 }
 
-const responseOf = ({ status, headers, body }: Response): Exchange => ({ head: { status, headers }, body });
+const responseOf = ({ status, headers, body }: Response): Exchange => ({
+  head: { status, headers: visibleAnswerHeaders(headers) },
+  body,
+});
 
 /** The upstream's answer as it came: status and headers as JSON, the body byte for byte. */
 function answerParts({ status, headers, body }: Response): Part[] {

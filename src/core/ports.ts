@@ -118,9 +118,16 @@ export type ChangeSet =
   | { kind: "flow"; rows: FlowRow[] }
   /**
    * Ended requests are erased: their `bodies` (parts, events, vectors made of them), or the whole `record`. One that is
-   * not there, or has not ended, or was given to a caller meanwhile (`unlessHeld`), is left as it is.
+   * not there, or has not ended, is left as it is; with `unlessHeld` also one whose caller waits for it, or went without
+   * its answer at this instant (epoch ms) or later.
    */
-  | { kind: "erase"; what: "bodies" | "record"; ids: string[]; at: number; unlessHeld: boolean }
+  | {
+      kind: "erase";
+      what: "bodies" | "record";
+      ids: string[];
+      at: number;
+      unlessHeld?: { orphanedBefore: number };
+    }
   /** Failed requests are marked as resolved, or (undefined) no longer so. */
   | { kind: "resolve"; ids: string[]; at: number | undefined }
   /** A bulk as it is from now on; a conflict where its key is taken by another one of its project. */

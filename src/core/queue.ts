@@ -586,11 +586,12 @@ export class Queue {
 
   /** A key whose request failed for want of time or attempts starts a new round on the same record. */
   private async revive(draft: Draft, current: RequestRecord): Promise<Submission> {
-    const terms = { ...draft.terms, stream: current.terms.stream };
-    const dueAt = draft.runAt ?? this.world.clock.now();
     const { content, model, promptHash } = draft;
-    // Its body is the same; it is needed where the one that was stored has been erased since.
+    // What it asks for is the same; it is needed where the body that was stored has been erased since.
     const changed = current.bodiesErasedAt === undefined ? undefined : { content, model, promptHash };
+    // The body that is stored says whether the upstream is asked for a stream.
+    const terms = { ...draft.terms, stream: (changed ? draft : current).terms.stream };
+    const dueAt = draft.runAt ?? this.world.clock.now();
     const begun = await this.rounds.begin(current, { terms, dueAt, changed });
     if (begun.applied) return this.knownAs("joined", draft, begun.record!);
     return begun.record === current

@@ -256,8 +256,16 @@ export type RequestEvent =
   | { type: "started"; now: number; owner: Owner }
   | { type: "ended"; now: number; result: AttemptResult; step: Step }
   | { type: "interrupted"; now: number; result: AttemptResult; step: Step }
-  /** Of a stream that is under way: what it has used and cost, and its forks. */
-  | { type: "cancelled"; now: number; usage?: string; cost?: number; forks?: number[] }
+  /** Of a call that is under way: what is known of its attempt, what it has used and cost, and the forks of a stream. */
+  | {
+      type: "cancelled";
+      now: number;
+      waitedFor?: WaitReason[];
+      firstByteAt?: number;
+      usage?: string;
+      cost?: number;
+      forks?: number[];
+    }
   | { type: "gave_up"; now: number; failure: Failure; reason: Reason }
   | { type: "rerouted"; now: number; lane: string }
   | {
@@ -280,6 +288,8 @@ export interface Expectation {
   attempt: number;
   round: number;
   owner?: Owner;
+  /** Of a request that begins anew: what it asks for is still there, or is not. */
+  bodiesErasedAt?: number;
 }
 
 export interface Transition {
@@ -339,7 +349,7 @@ export const throttledKept = 100;
  */
 export function transition(record: RequestRecord, event: RequestEvent): Transition | undefined {
   if (!chart[event.type].from.includes(record.state)) return undefined;
-  const { state, attempt, round, owner } = record;
+  const { state, attempt, round, owner, bodiesErasedAt } = record;
   const expect: Expectation = { state, attempt, round, owner };
   switch (event.type) {
     case "started":
@@ -358,7 +368,7 @@ export function transition(record: RequestRecord, event: RequestEvent): Transiti
     case "rerouted":
       return { expect, record: { ...record, lane: event.lane, updatedAt: event.now } };
     case "revived":
-      return { expect, record: revived(record, event) };
+      return { expect: { ...expect, bodiesErasedAt }, record: revived(record, event) };
   }
 }
 
@@ -454,6 +464,8 @@ function cancelled(record: RequestRecord, event: Extract<RequestEvent, { type: "
   if (record.state !== "processing") return { record: next };
   const attempt: AttemptRecord = {
     ...attemptUnderWay(record),
+    waitedFor: event.waitedFor,
+    firstByteAt: event.firstByteAt,
     endedAt: now,
     verdict: "ambiguous",
     errorCode: "request_cancelled",
@@ -484,6 +496,7 @@ function over(
 }
 
 function revived(record: RequestRecord, event: Extract<RequestEvent, { type: "revived" }>): RequestRecord {
+  const isSame = event.model === undefined && event.terms.upstream === record.terms.upstream;
   return {
     ...record,
     state: "queued",
@@ -500,8 +513,9 @@ function revived(record: RequestRecord, event: Extract<RequestEvent, { type: "re
     priority: event.priority ?? record.priority,
     model: event.model ?? record.model,
     promptHash: event.model === undefined ? record.promptHash : event.promptHash,
-    // Another body has another answer.
-    bodyHash: event.model === undefined ? record.bodyHash : undefined,
+    // Another body has another answer, and so has another upstream; nor does the next one to ask the old one mean this.
+    bodyHash: isSame ? record.bodyHash : undefined,
+    callHash: event.model === undefined ? record.callHash : undefined,
     resolvedAt: undefined,
     bodiesErasedAt: event.model === undefined ? record.bodiesErasedAt : undefined,
     dueAt: event.dueAt,

@@ -5,7 +5,7 @@ import { brotliDecompress, gunzip, inflate } from "node:zlib";
 import type { Measured } from "../core/findings.ts";
 import { type HeaderList, toCaller } from "../core/headers.ts";
 import type { AnswerFacts } from "../core/ports.ts";
-import { scrub } from "../core/scrub.ts";
+import { redact, visibleAnswerHeaders } from "../core/redact.ts";
 
 export interface Answer {
   status: number;
@@ -29,9 +29,6 @@ const decoders: Record<string, (bytes: Uint8Array) => Promise<Uint8Array>> = {
   br: promisify<Uint8Array, Uint8Array>(brotliDecompress),
 };
 
-/** Response headers of errors that name the provider's account. */
-const accountHeaders = new Set(["openai-organization", "openai-project"]);
-
 /**
  * Makes an answer of what came over the wire. Bodies that were encoded against our wish are decoded, since
  * they are stored and read.
@@ -47,7 +44,8 @@ export async function readAnswer(
 }
 
 /**
- * Errors are rid of key fragments and account ids. A successful answer's bytes are left exactly as they are.
+ * Errors, and what is no JSON, are rid of key fragments and account ids. A successful answer's bytes are left exactly
+ * as they are.
  */
 export function answerOf(
   status: number,
@@ -57,10 +55,10 @@ export function answerOf(
 ): Answer {
   const headers = toCaller(rawHeaders);
   const facts = readFacts(body, status < 300 ? measure : undefined);
-  if (status < 400 && !facts.error) return { status, headers, body, facts };
+  if (status < 400 && facts.wellFormed && !facts.error) return { status, headers, body, facts };
   return {
     status,
-    headers: headers.filter(([name]) => !accountHeaders.has(name)),
+    headers: visibleAnswerHeaders(headers, secrets),
     body: scrubBody(body, secrets),
     facts: { ...facts, error: facts.error && scrubError(facts.error, secrets) },
   };
@@ -116,7 +114,7 @@ export function errorOf(root: Record<string, unknown>): AnswerFacts["error"] {
 }
 
 function scrubError(error: NonNullable<AnswerFacts["error"]>, secrets: string[]): AnswerFacts["error"] {
-  const clean = (text: string | undefined) => (text === undefined ? undefined : scrubText(text, secrets));
+  const clean = (text: string | undefined) => (text === undefined ? undefined : redact(text, secrets));
   return {
     message: clean(error.message) ?? "",
     type: clean(error.type),
@@ -127,12 +125,9 @@ function scrubError(error: NonNullable<AnswerFacts["error"]>, secrets: string[])
 
 function scrubBody(body: Uint8Array, secrets: string[]): Uint8Array {
   const text = textOf(body);
-  const clean = scrubText(text, secrets);
+  const clean = redact(text, secrets);
   return clean === text ? body : Buffer.from(clean);
 }
-
-const scrubText = (text: string, secrets: string[]): string =>
-  scrub(secrets.reduce((rest, secret) => rest.replaceAll(secret, "[redacted]"), text));
 
 const textOf = (bytes: Uint8Array): string =>
   Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength).toString("utf8");

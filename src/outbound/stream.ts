@@ -7,6 +7,7 @@ import { Assembly, type ReadChunk, readChunk } from "../core/chunk.ts";
 import { type HeaderList, toCaller } from "../core/headers.ts";
 import { rawMember, replaceMember } from "../core/json-text.ts";
 import type { Abort, Clock, Exchange, Outcome, StreamWish, UpstreamEvent } from "../core/ports.ts";
+import { visibleAnswerHeaders } from "../core/redact.ts";
 import { chunksOf } from "../core/restream.ts";
 import { answerOf, errorOf, type Reading } from "./answer.ts";
 import { Arrivals } from "./arrivals.ts";
@@ -157,10 +158,11 @@ class StreamedAnswer extends PlainAnswer {
 
   /** What has come of an answer that broke off: as the one that it would have been. */
   soFar(outcome: Outcome): Exchange | undefined {
-    const { status, assembly } = this;
+    const { status, assembly, reading } = this;
     if (outcome.kind === "response" || assembly.isEmpty) return undefined;
     const body = Buffer.from(assembly.completion(this.terms.wish.identity));
-    return { head: { status, headers: toCaller(this.headersAsJson()) }, body };
+    const headers = visibleAnswerHeaders(toCaller(this.headersAsJson()), reading.secrets);
+    return { head: { status, headers }, body };
   }
 
   /** What is whole is kept, whoever wants no more of it. */

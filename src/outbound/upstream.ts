@@ -14,11 +14,11 @@ import type {
   UpstreamCall,
   UpstreamEvent,
 } from "../core/ports.ts";
+import { isSecretName, visibleHeaders, visibleUrl } from "../core/redact.ts";
 import { type Reading, readAnswer } from "./answer.ts";
 import { withMessages } from "./feedback.ts";
 import { codeOf, type Ended, failed, headerList, PlainAnswer } from "./plain.ts";
 import { createPool } from "./pool.ts";
-import { sentExchange } from "./sent.ts";
 import { callStream } from "./stream.ts";
 import { Schemas } from "./validation.ts";
 
@@ -105,14 +105,13 @@ function endpointOf(
     origin,
     basePath: pathname.replace(/\/$/, ""),
     headers: [...authorization, ...configured],
-    secrets: [apiKey ?? "", ...configured.filter(isSecret).map(([, value]) => value)].filter(
-      (secret) => secret.length >= 8,
-    ),
+    secrets: [
+      apiKey ?? "",
+      ...configured.filter(([name]) => isSecretName(name)).map(([, value]) => value),
+    ].filter((secret) => secret.length >= 8),
     asksUsage: streamUsage,
   };
 }
-
-const isSecret = ([name]: [string, string]): boolean => /auth|key|token|secret|cookie/.test(name);
 
 /** The upstream's own headers take the place of the caller's. */
 function headersFor(endpoint: Endpoint, headers: HeaderList): HeaderList {
@@ -148,11 +147,13 @@ const sentHeaders = (endpoint: Endpoint, { headers }: UpstreamCall): HeaderList 
   ["accept-encoding", "identity"],
 ];
 
+/** What was sent, as it may be kept. */
 function sentBy(endpoint: Endpoint, call: UpstreamCall, body: Uint8Array): Exchange {
   const { origin, basePath, headers: own, secrets } = endpoint;
   const { method, path } = call;
-  const sent = { method, origin, path: basePath + path, headers: sentHeaders(endpoint, call), body };
-  return sentExchange(sent, { names: new Set(own.map(([name]) => name)), values: secrets });
+  const hidden = { names: new Set(own.map(([name]) => name)), values: secrets };
+  const url = visibleUrl(origin + basePath + path, hidden);
+  return { head: { method, url, headers: visibleHeaders(sentHeaders(endpoint, call), hidden) }, body };
 }
 
 function dispatch(

@@ -72,6 +72,29 @@ describe("retrying", () => {
     expect(await calls.ended(id)).toMatchObject({ status: "completed", findings: { problems: ["empty"] } });
   });
 
+  it("with another body holds its answer to what the caller wished", async () => {
+    const schema = { type: "object", required: ["a"] };
+    outlast.fake.script(permanent, answer({ text: "{}" }), answer({ text: '{"a":1}' }));
+    const id = await calls.finish({ outlast: { validate: { schema, max_retries: 1 } } });
+    await calls.acted(id, "retry", { body: { ...hello, seed: 1 } });
+    expect(await calls.ended(id)).toMatchObject({ status: "completed", attempts: 3 });
+    expect((await calls.attempts(id)).map(({ verdict }) => verdict)).toEqual([
+      "permanent",
+      "invalid_output",
+      "success",
+    ]);
+  });
+
+  it("with another body is held to that one's own schema, where the old one's was its own", async () => {
+    const format = (required: string[]) => ({
+      response_format: { type: "json_schema", json_schema: { name: "s", schema: { required } } },
+    });
+    outlast.fake.script(permanent, answer({ text: '{"a":1}' }));
+    const id = await calls.finish({ ...format(["a"]), outlast: { validate: { max_retries: 0 } } });
+    await calls.acted(id, "retry", { body: { ...hello, ...format(["b"]) } });
+    expect(await calls.ended(id)).toMatchObject({ status: "failed", last_error_code: "invalid_output" });
+  });
+
   it("what goes on, or has completed, is refused", async () => {
     const done = await calls.finish();
     expect(await refusalOf(await calls.act(done, "retry"))).toMatchObject({
@@ -105,11 +128,14 @@ describe("retrying", () => {
     [{ options: { priority: "high" } }, "options.priority"],
     [{ options: { delay: 1, run_at: 1 } }, "options.delay"],
     [{ options: { validate: "yes" } }, "options.validate"],
+    [{ options: { validate: { schema: { type: "nonsense" } } } }, "options.validate.schema"],
     [{ options: 7 }, "options"],
     [{ body: "x" }, "body"],
     [{ body: { ...hello, wait: true } }, "body.wait"],
     [{ body: { ...hello, outlast: {} } }, "body.outlast"],
     [{ body: { ...hello, messages: "x" } }, "messages"],
+    [{ body: { ...hello, user: "somebody else" } }, "body.user"],
+    [{ body: { ...hello, metadata: { of: "somebody else" } } }, "body.metadata"],
     [{ wait: true }, "wait"],
     [{ deadline: 7 }, "deadline"],
   ])("refuses %j", async (ask, param) => {
@@ -247,6 +273,22 @@ describe("replaying", () => {
     outlast.fake.script(answer({ text: "" }));
     const lenient = await replayed(id, { options: { validate: false } });
     expect(await calls.ended(lenient)).toMatchObject({ status: "completed" });
+    outlast.fake.script(answer({ text: "" }));
+    const other = await replayed(id, { body: { ...hello, seed: 1 } });
+    expect(await calls.ended(other)).toMatchObject({ status: "failed", last_error_code: "invalid_output" });
+  });
+
+  it("follows Prefer, and waits for nobody where it says nothing of that", async () => {
+    const id = await calls.finish();
+    const waited = await calls.act(id, "replay", undefined, { prefer: "wait=30" });
+    expect([waited.status, waited.headers.get("preference-applied")]).toEqual([200, "wait=30"]);
+    for (const [ask, prefer] of [
+      [undefined, "respond-async"],
+      [undefined, "handling=lenient"],
+      [{ wait: false }, "wait=30"],
+    ] as const) {
+      expect((await calls.act(id, "replay", ask, { prefer })).status).toBe(202);
+    }
   });
 
   it("is never answered from what is known, unless asked", async () => {
@@ -280,6 +322,7 @@ describe("replaying", () => {
     [{ idempotency_key: "a b" }, "idempotency_key"],
     [{ options: { colour: 1 } }, "options.colour"],
     [{ options: { delay: 1, run_at: 1 } }, "options.delay"],
+    [{ options: { validate: { schema: { type: "nonsense" } } } }, "options.validate.schema"],
     [{ body: { messages: [] } }, "model"],
     [{ body: { ...hello, idempotency_key: "x" } }, "body.idempotency_key"],
     [{ filter: {} }, "filter"],

@@ -112,6 +112,16 @@ describe("bulks", () => {
     expect((await calls.ids(`tag=${tag}&resolved=true&order=asc`)).sort()).toEqual(ids);
   });
 
+  it("mark only failures that are not resolved yet, unless asked", async () => {
+    const tag = aTag();
+    const [first] = await failed(2, { outlast: { tags: [tag] } });
+    const { resolved_at } = await calls.acted(first!, "resolve");
+    const bulk = await calls.done("resolve", { filter: { tag } });
+    expect(bulk).toMatchObject({ filter: { status: ["failed"], resolved: false }, total: 1, done: 1 });
+    expect(await calls.record(first!)).toMatchObject({ resolved_at });
+    expect(await calls.done("resolve", { filter: { tag, resolved: true } })).toMatchObject({ total: 2 });
+  });
+
   it("take every filter of the list, and say it back", async () => {
     const filter = {
       status: ["failed"],
@@ -143,9 +153,17 @@ describe("bulks", () => {
   });
 
   it("that mean everything have to say so", async () => {
-    for (const ask of [{}, { filter: {} }, { filter: {}, all: false }]) {
+    for (const [ask, param] of [
+      [{}, "filter"],
+      [{ filter: {} }, "filter"],
+      [{ filter: {}, all: false }, "filter"],
+      [{ filter: { tag: [] } }, "filter.tag"],
+      [{ filter: { metadata: {} } }, "filter.metadata"],
+      ['{"filter":{"metadata":{"__proto__":"x"}}}', "filter.metadata"],
+      [{ filter: { status: [] } }, "filter.status"],
+    ] as const) {
       const refused = await outlast.post("/v1/requests/erase", ask);
-      expect(await refusalOf(refused)).toMatchObject({ status: 400, param: "filter" });
+      expect(await refusalOf(refused)).toMatchObject({ status: 400, param });
     }
     expect((await errorOf(await outlast.post("/v1/requests/cancel", {}))).message).toContain('"all": true');
     const waiting = await calls.submit({ outlast: { delay: 600 } });

@@ -1,5 +1,7 @@
-import { describe, expect, it } from "vitest";
-import { answer, deltas, fail, gate, stream } from "../support/fake-upstream.ts";
+import { describe, expect, it, vi } from "vitest";
+import { StorageError } from "../../src/core/errors.ts";
+import { Ledger } from "../../src/core/ledger/ledger.ts";
+import { answer, deltas, fail, gate, type Step, stream } from "../support/fake-upstream.ts";
 import { hello, type Outlast } from "../support/outlast.ts";
 import { LedgerCalls } from "./ledger-calls.ts";
 import { refusalOf, serveGroup, serveTest, WatchedClock } from "./wire.ts";
@@ -95,9 +97,10 @@ describe("resolving", () => {
 });
 
 describe("a request whose bodies are no longer kept", () => {
-  async function withoutBodies(body: object) {
+  async function withoutBodies(body: object, ...steps: Step[]) {
     const clock = new WatchedClock();
     outlast = await serveTest({ clock, luck: 0.5, tables: '[retention]\nbodies = "1h"' });
+    outlast.fake.script(...steps);
     const id = await calls.submit(body);
     await calls.ended(id);
     clock.advance(2 * 3_600_000);
@@ -122,6 +125,21 @@ describe("a request whose bodies are no longer kept", () => {
     expect(await refusalOf(await calls.act(id, "replay"))).toEqual(gone);
   });
 
+  it("is made again with another body, and only with that", async () => {
+    const id = await withoutBodies({}, fail(401, { code: "no_key" }));
+    expect(await refusalOf(await calls.act(id, "retry"))).toEqual(gone);
+    expect(await refusalOf(await calls.act(id, "retry", { options: { validate: true } }))).toEqual(gone);
+    const body = { ...hello, seed: 1 };
+    const replay = await calls.act(id, "replay", { body, wait: true });
+    expect(replay.status).toBe(200);
+    await calls.acted(id, "retry", { body });
+    expect(await calls.ended(id)).toMatchObject({ status: "completed", bodies_erased_at: null });
+    expect((await calls.record(id)).result).toMatchObject({ object: "chat.completion" });
+    for (const call of outlast.fake.seen.slice(1)) {
+      expect([call.url, JSON.parse(String(call.body))]).toEqual(["/v1/chat/completions", body]);
+    }
+  });
+
   it("is not called again under its key", async () => {
     await withoutBodies({ idempotency_key: "k-1" });
     for (const more of [{}, { stream: true }, { wait: false }]) {
@@ -131,5 +149,23 @@ describe("a request whose bodies are no longer kept", () => {
       expect(await refusalOf(response)).toEqual(gone);
     }
     expect(outlast.fake.seen).toHaveLength(1);
+  });
+});
+
+describe("what the disk has no room for, or fails to do", () => {
+  serveGroup((one) => {
+    outlast = one;
+  });
+
+  it.each(["full", "failed"] as const)("is refused for now: %s", async (kind) => {
+    outlast.fake.script(fail(401, { code: "no_key" }));
+    const id = await calls.finish();
+    const trouble = new StorageError(kind, "no room");
+    const resolving = vi.spyOn(Ledger.prototype, "resolve").mockRejectedValueOnce(trouble);
+    const response = await calls.act(id, "resolve");
+    resolving.mockRestore();
+    expect(Number(response.headers.get("retry-after"))).toBeGreaterThan(0);
+    expect(await refusalOf(response)).toEqual({ status: 503, code: `storage_${kind}`, param: null });
+    expect(outlast.ear.all("fault")).toEqual([]);
   });
 });

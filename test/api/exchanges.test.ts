@@ -2,7 +2,7 @@ import { describe, expect, it } from "vitest";
 import { answer, fail, html, reset } from "../support/fake-upstream.ts";
 import { type Outlast, quick } from "../support/outlast.ts";
 import { LedgerCalls } from "./ledger-calls.ts";
-import { refusalOf, serveGroup } from "./wire.ts";
+import { refusalOf, serveGroup, serveTest } from "./wire.ts";
 
 let outlast: Outlast;
 const calls = new LedgerCalls(() => outlast);
@@ -57,10 +57,44 @@ describe("the bodies of attempts", () => {
     ]);
   });
 
+  it.each(["all", "last"])("with store %s show no secret", async (store) => {
+    const told = {
+      "x-vault-token": "hush-1",
+      "x-app-pwd": "hush-2",
+      dpop: "hush-3",
+      "x-client-cert": "hush-4",
+      "helicone-auth": "hush-5",
+      "x-note": "it is sk-live-hush6789",
+      "x-trace": "abc",
+    };
+    const path = "/v1/chat/completions?code=hush-7&v=1";
+    const headers = { "openai-organization": "hush-8", "x-debug": "key sk-live-hush9999", "x-other": "def" };
+    outlast.fake.script(answer({ headers }));
+    const made = await outlast.post(path, body, { ...told, "outlast-options": JSON.stringify({ store }) });
+    await made.arrayBuffer();
+    const id = made.headers.get("outlast-request-id");
+    const text = await (await outlast.fetch(`/v1/requests/${id}/attempts?include=bodies`)).text();
+    expect(text).not.toContain("hush");
+    expect(text).toContain("completions?code=[redacted]&v=1");
+    for (const pair of ['"x-trace","abc"', '"x-other","def"', '"dpop","[redacted]"'])
+      expect(text).toContain(pair);
+  });
+
   it("of a failed request are those of its last attempt", async () => {
     outlast.fake.script(fail(400, { code: "bad" }));
     const [only] = await calls.attempts(await made("last"), "?include=bodies");
     expect(only).toMatchObject({ response: { status: 400, body: { error: { code: "bad" } } } });
+  });
+});
+
+describe("the bodies of an attempt that sent nothing", () => {
+  it.each(["all", "last"])("are none with store %s", async (store) => {
+    outlast = await serveTest({ env: { ...quick, OUTLAST_RETRY_UNREACHABLE_AFTER: "1ms" } });
+    await outlast.fake.close();
+    const id = await calls.finish({ outlast: { store } });
+    for (const attempt of await calls.attempts(id, "?include=bodies")) {
+      expect(attempt).toMatchObject({ verdict: "not_sent", request: null, response: null });
+    }
   });
 });
 

@@ -2,7 +2,7 @@
 
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
-import { checksOf, sizeOf } from "../../src/api/measure.ts";
+import { checksOf, sizeOf, wishOf } from "../../src/api/measure.ts";
 import { type ValidateWish, validateAll } from "../../src/core/wishes.ts";
 import { serveTest } from "./wire.ts";
 
@@ -112,25 +112,67 @@ describe("what an answer is measured by", () => {
   const json = { response_format: { type: "json_object" } };
 
   it("is nothing where nobody has asked, and only JSON where JSON was asked for", () => {
-    expect(checksOf({}, undefined, usable, false)).toBeUndefined();
-    expect(checksOf(json, undefined, usable, false)).toEqual({ json: true, invalidIf: [], feedback: false });
-    expect(checksOf({ response_format: null }, undefined, usable, false)).toBeUndefined();
+    expect(checksOf({}, undefined, usable)).toBeUndefined();
+    expect(checksOf(json, undefined, usable)).toEqual({ json: true, invalidIf: [], feedback: false });
+    expect(checksOf({ response_format: null }, undefined, usable)).toBeUndefined();
   });
 
   it("is the caller's schema, else that of response_format", () => {
     const format = { response_format: { type: "json_schema", json_schema: { schema: { a: 1 } } } };
-    expect(checksOf(format, wish({}), usable, true)?.schema).toEqual({ a: 1 });
-    expect(checksOf(format, wish({ schema: { b: 2 } }), usable, true)?.schema).toEqual({ b: 2 });
-    expect(checksOf(format, wish({ json: false }), usable, true)).toMatchObject({
+    expect(checksOf(format, wish({}), usable, "outlast")?.schema).toEqual({ a: 1 });
+    expect(checksOf(format, wish({ schema: { b: 2 } }), usable, "outlast")?.schema).toEqual({ b: 2 });
+    expect(checksOf(format, wish({ json: false }), usable, "outlast")).toMatchObject({
       schema: undefined,
       invalidIf: ["refusal", "content_filter", "length", "empty"],
     });
   });
 
+  it("says what was wished", () => {
+    const schemas = [undefined, { a: 1 }, { b: 2 }];
+    const formats = [undefined, "text", "json_object", "json_schema"];
+    const wishes = fc.record({
+      json: fc.boolean(),
+      refusal: fc.boolean(),
+      length: fc.boolean(),
+      empty: fc.boolean(),
+      feedback: fc.boolean(),
+      schema: fc.constantFrom(...schemas),
+      maxRetries: fc.nat(10),
+    });
+    fc.assert(
+      fc.property(
+        wishes,
+        fc.constantFrom(...formats),
+        fc.constantFrom(...schemas),
+        (wished, type, schema) => {
+          const body = { response_format: { type, json_schema: { schema } } };
+          const checks = checksOf(body, wished, usable)!;
+          const again = wishOf(checks, wished.maxRetries, body);
+          if (again) expect(checksOf(body, again, usable)).toEqual(checks);
+          else expect(checks.invalidIf).toEqual([]);
+        },
+      ),
+    );
+  });
+
+  it("takes another body's schema where it was that of response_format, and keeps the caller's own", () => {
+    const format = (schema: object) => ({
+      response_format: { type: "json_schema", json_schema: { schema } },
+    });
+    const [before, after] = [format({ a: 1 }), format({ c: 3 })];
+    for (const [own, schema] of [
+      [undefined, { c: 3 }],
+      [{ b: 2 }, { b: 2 }],
+    ]) {
+      const checks = checksOf(before, wish({ schema: own }), usable);
+      expect(checksOf(after, wishOf(checks, 2, before), usable)?.schema).toEqual(schema);
+    }
+  });
+
   it("leaves a schema that cannot be used to who has not asked, and refuses it otherwise", () => {
     const broken = () => "it is broken";
     const given = wish({ schema: {} });
-    expect(checksOf({}, given, broken, false)?.schema).toBeUndefined();
-    expect(() => checksOf({}, given, broken, true)).toThrow(/outlast\.validate\.schema.*it is broken/);
+    expect(checksOf({}, given, broken)?.schema).toBeUndefined();
+    expect(() => checksOf({}, given, broken, "options")).toThrow(/options\.validate\.schema.*it is broken/);
   });
 });

@@ -4,6 +4,7 @@ import { copyFileSync, existsSync, mkdtempSync, readdirSync, rmSync, statSync, w
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, expect, test, vi } from "vitest";
+import { KeptDatabase } from "../support/database.ts";
 import { answer, hang } from "../support/fake-upstream.ts";
 import { startOutlast } from "../support/outlast.ts";
 import { ended, serverAndCli, submit } from "./command.ts";
@@ -73,6 +74,29 @@ test("is one file, which is read where no log is", async () => {
   expect(readdirSync(folder)).toEqual(["copy.db"]);
   expect((await cli("requests", "list", "--db", copy)).output).toContain(id);
   expect(readdirSync(folder)).toEqual(["copy.db"]);
+});
+
+test("is stopped by Ctrl-C also while it is checked, and then there is none", async () => {
+  const { outlast, beginCli, copy } = await start();
+  await outlast.stop();
+  const db = new KeptDatabase(join(outlast.dir, "outlast.db"));
+  // To check these few rows takes many seconds.
+  db.exec(`PRAGMA ignore_check_constraints = ON;
+    CREATE TABLE slow (size INTEGER CHECK (length(replace(hex(zeroblob(size)), '0', 'x')) > 0));
+    INSERT INTO slow SELECT 10000000 FROM (${Array(200).fill("SELECT 1").join(" UNION ALL ")});`);
+  db.close();
+  const { child, ended: over } = beginCli("backup", copy);
+  await new Promise<void>((resolve) => {
+    let said = "";
+    child.stderr.on("data", (bytes) => {
+      said += bytes;
+      if (said.includes("being checked")) resolve();
+    });
+  });
+  child.kill("SIGINT");
+  await over;
+  expect(child.signalCode).toBe("SIGINT");
+  expect(existsSync(copy)).toBe(false);
 });
 
 test("never takes the place of a file unless told to, nor that of a database in use", async () => {

@@ -2,6 +2,8 @@
 
 import { type ChildProcessWithoutNullStreams, spawn } from "node:child_process";
 import { once } from "node:events";
+import { createServer } from "node:http";
+import type { AddressInfo } from "node:net";
 import { join } from "node:path";
 import type { RequestObject } from "../../src/contract.ts";
 import { hello, type Outlast, type OutlastOptions, quick, startOutlast } from "../support/outlast.ts";
@@ -66,6 +68,19 @@ export async function serverAndCli(options: OutlastOptions = {}) {
     outlast,
     cli: (...args: string[]) => run(args, outlast.dir, env),
     beginCli: (...args: string[]) => begin(args, outlast.dir, env),
+  };
+}
+
+/** What is in the place of a server, and need not mean well. */
+export async function standIn(reply: (url: URL) => { status?: number; body: object }) {
+  const server = createServer((req, res) => {
+    const { status = 200, body } = reply(new URL(req.url!, "http://stand-in"));
+    res.writeHead(status, { "content-type": "application/json" }).end(JSON.stringify(body));
+  });
+  await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
+  return {
+    url: `http://127.0.0.1:${(server.address() as AddressInfo).port}`,
+    close: () => new Promise((resolve) => server.close(resolve)),
   };
 }
 

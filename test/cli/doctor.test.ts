@@ -49,6 +49,13 @@ describe("doctor", () => {
     expect(output).not.toContain("sk-upstream-fake");
   });
 
+  test("its exit code is right also where nobody reads on", async () => {
+    const { beginCli } = await start();
+    const doctor = beginCli("doctor", "--db", "missing.db");
+    doctor.child.stdout.destroy();
+    expect((await doctor.ended).code).toBe(1);
+  });
+
   test("says which upstream refuses its key, has no models, or cannot be reached", async () => {
     const { outlast, cli } = await start({
       upstreams: ["fake", "bare"],

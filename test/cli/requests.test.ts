@@ -7,7 +7,7 @@ import type { RequestObject } from "../../src/contract.ts";
 import { KeptDatabase } from "../support/database.ts";
 import { answer, closedPort, fail, gate } from "../support/fake-upstream.ts";
 import type { OutlastOptions } from "../support/outlast.ts";
-import { done, ended, run, serverAndCli, submit } from "./command.ts";
+import { done, ended, run, serverAndCli, standIn, submit } from "./command.ts";
 
 // Each command is a process of its own, and some tests need several.
 vi.setConfig({ testTimeout: 60_000 });
@@ -21,6 +21,12 @@ async function start(options: OutlastOptions = {}) {
   const both = await serverAndCli(options);
   cleanups.push(() => both.outlast.close());
   return both;
+}
+
+async function startStandIn(...reply: Parameters<typeof standIn>) {
+  const { url, close } = await standIn(...reply);
+  cleanups.push(close);
+  return url;
 }
 
 const objects = (text: string): RequestObject[] => (JSON.parse(text) as { data: RequestObject[] }).data;
@@ -59,6 +65,20 @@ describe("list", () => {
     expect((await cli("requests", "list", "--limit", "101")).lines).toHaveLength(102);
   });
 
+  test("--json is one document also where the last page turns out to be empty", async () => {
+    const { outlast, cli } = await start();
+    const id = await done(outlast);
+    const { data } = JSON.parse(await (await outlast.fetch("/v1/requests")).text()) as { data: object[] };
+    const list = { object: "list", first_id: id, last_id: id };
+    const url = await startStandIn(({ searchParams }) => ({
+      body: searchParams.has("after")
+        ? { ...list, data: [], first_id: null, last_id: null, has_more: false }
+        : { ...list, data, has_more: true },
+    }));
+    const { output } = await cli("requests", "list", "--all", "--json", "--url", url);
+    expect(JSON.parse(output)).toEqual({ ...list, data, has_more: false });
+  });
+
   test("takes every filter of the API, and all of them have to hold", async () => {
     const { outlast, cli } = await start();
     const told = { user: "ann", metadata: { team: "search", run: "a=b" }, outlast: { tags: ["x", "y"] } };
@@ -85,6 +105,17 @@ describe("list", () => {
     const { output } = await cli("requests", "list");
     expect(output).toContain("gpt [2J -evil");
     expect([..."\u0007\u001b"].filter((one) => output.includes(one))).toEqual([]);
+  });
+
+  test("--json has no raw control character either, and means the same", async () => {
+    const { outlast, cli } = await start();
+    const id = await done(outlast, { model: "gpt\u009b2J" });
+    for (const command of [["list"], ["show", id]]) {
+      const { output } = await cli("requests", ...command, "--json");
+      expect(output).toContain('"model":"gpt\\u009b2J"');
+      expect(output).not.toContain("\u009b");
+      expect(JSON.stringify(JSON.parse(output))).toContain('"model":"gpt\u009b2J"');
+    }
   });
 });
 
@@ -149,6 +180,23 @@ describe("tail", () => {
     expect(listed).toEqual(expect.arrayContaining(told.map(({ id }) => id)));
   });
 
+  test("tells of a request from before that is retried", async () => {
+    const { outlast, beginCli } = await start();
+    outlast.fake.script(fail(500));
+    const id = await done(outlast, failing);
+    const tail = beginCli("requests", "tail", "--interval", "10ms");
+    while (!tail.output().includes("req_")) await done(outlast);
+    expect(tail.output()).not.toContain(id);
+    const slow = gate();
+    outlast.fake.script(slow.step);
+    await outlast.post(`/v1/requests/${id}/retry`, {});
+    await tail.says(id);
+    slow.release();
+    await tail.says(`${id}  completed`);
+    tail.child.kill("SIGINT");
+    expect((await tail.ended).code).toBe(0);
+  });
+
   test("ends after as many lines as it is told", async () => {
     const { outlast, beginCli } = await start();
     const tail = beginCli("requests", "tail", "--interval", "10ms", "--count", "2");
@@ -186,6 +234,15 @@ describe("retry, cancel, erase and resolve", () => {
     const erased = await cli("requests", "erase", ids[0]!, "--yes", "--json");
     expect(JSON.parse(erased.output)).toMatchObject({ data: [{ id: ids[0], deleted: true }] });
     expect((await outlast.fetch(`/v1/requests/${ids[0]}`)).status).toBe(404);
+  });
+
+  test("go on to the end where nobody reads what they say", async () => {
+    const { outlast, beginCli, ids } = await withFailed(3);
+    const retry = beginCli("requests", "retry", "req_nothing", ...ids);
+    retry.child.stdout.destroy();
+    retry.child.stderr.destroy();
+    expect((await retry.ended).code).toBe(1);
+    for (const id of ids) expect(await ended(outlast, id)).toMatchObject({ status: "completed" });
   });
 
   test("by a filter, with how far it is", async () => {
@@ -246,6 +303,12 @@ describe("retry, cancel, erase and resolve", () => {
     );
     const none = await cli("requests", "dead-letters");
     expect(none).toMatchObject({ code: 0, output: "" });
+    for (const [option, value] of [
+      ["--status", "failed"],
+      ["-q", "word"],
+    ] as const) {
+      expect((await cli("requests", "dead-letters", option, value)).errors).toContain("unknown option");
+    }
   });
 });
 
@@ -315,6 +378,66 @@ describe("where it asks", () => {
     expect(idsOf((await cli(...url, "--key", "second-key-0123456789")).output)).toEqual([id]);
     const env = { OUTLAST_API_KEY: "second-key-0123456789" };
     expect(idsOf((await run(url, outlast.dir, env)).output)).toEqual([id]);
+  });
+
+  test("a project that no key is of is not taken for another one", async () => {
+    const { outlast, cli } = await start();
+    const id = await done(outlast);
+    const open = ["requests", "list", "--json", "--project"];
+    expect(idsOf((await cli(...open, "default")).output)).toEqual([id]);
+    const { code, errors } = await cli("requests", "erase", "--all", "--yes", "--project", "other");
+    expect({ code, errors }).toEqual({
+      code: 64,
+      errors: 'The configuration has no key of the project "other".\n',
+    });
+    expect((await outlast.fetch(`/v1/requests/${id}`)).status).toBe(200);
+  });
+
+  test("a configuration may refer to the variable of the key", async () => {
+    const env = { OUTLAST_API_KEY: "only-key-0123456789" };
+    const { outlast } = await start({ toml: `[[api_keys]]\nkey = "\${OUTLAST_API_KEY}"\n`, env });
+    const authorization = `Bearer ${env.OUTLAST_API_KEY}`;
+    const id = await submit(outlast, {}, { authorization });
+    const told = { ...env, OUTLAST_PORT: new URL(outlast.url).port };
+    const { output, errors } = await run(["requests", "list", "--json"], outlast.dir, told);
+    expect(errors).toBe("");
+    expect(idsOf(output)).toEqual([id]);
+  });
+
+  test("what a server says moves no cursor", async () => {
+    const { outlast, cli } = await start();
+    const record = await ended(outlast, await submit(outlast));
+    const evil = "\u001b[2J\u009b2J";
+    const now = new Date(0).toISOString();
+    const bulk = {
+      id: `bulk_${evil}`,
+      object: "bulk",
+      action: "retry",
+      status: "failed",
+      filter: {},
+      total: 1,
+    };
+    const counts = { done: 0, skipped: 0, failed: 1, error_code: evil, idempotency_key: null };
+    const list = (...data: object[]) => ({
+      body: { object: "list", data, first_id: null, last_id: null, has_more: false },
+    });
+    const error = { message: evil, type: "invalid_request_error", param: null, code: null };
+    const url = await startStandIn(({ pathname, searchParams }) => {
+      if (pathname.endsWith("/counts")) return list({ object: "request.count", count: 1 });
+      if (pathname.endsWith("/retry"))
+        return { body: { ...bulk, ...counts, created_at: now, updated_at: now, ended_at: now } };
+      if (pathname.endsWith("/req_1")) return { status: 400, body: { error } };
+      return searchParams.get("order") === "asc" ? list({ ...record, id: `req_${evil}` }) : list();
+    });
+    for (const command of [
+      ["retry", "--all", "--yes"],
+      ["show", "req_1"],
+      ["tail", "--count", "1"],
+    ]) {
+      const { output, errors } = await cli("requests", ...command, "--url", url);
+      expect(output + errors).toContain("[2J");
+      expect([..."\u001b\u009b"].filter((one) => (output + errors).includes(one))).toEqual([]);
+    }
   });
 
   test("wrong words end with 64, a wrong configuration with 78", async () => {

@@ -14,6 +14,7 @@ import {
   gate,
   hang,
   reset,
+  type Step,
   startFake,
   stream,
 } from "../support/fake-upstream.ts";
@@ -230,6 +231,39 @@ describe("what came of a stream that broke off", () => {
     expect((await called(streamed)).received).toBeUndefined();
     expect((await called({ ...streamed, keepSent: false })).received).toBeUndefined();
     expect((await called(streamed)).received).toBeUndefined();
+  });
+});
+
+describe("what is received", () => {
+  const secrets = "sk-upstream-key, org-abcdEFGH12345";
+  const options = { apiKey: "sk-upstream-key" };
+  const headers = { "x-debug": secrets, "x-trace": "abc" };
+
+  test.each<[string, UpstreamCall, Step]>([
+    ["a page with status 200", plain, answer({ body: `<p>${secrets}</p>`, headers })],
+    ["a page in place of a stream", streamed, answer({ body: `<p>${secrets}</p>`, headers })],
+    ["nonsense in a stream", streamed, stream([`no chunk: ${secrets}`], { headers })],
+    ["an error", plain, fail(500, { message: secrets }, headers)],
+  ])("has no secret where it is %s", async (_, call, step) => {
+    fake.script(step);
+    const { outcome } = await called(call, options);
+    if (outcome.kind !== "response") throw new Error(outcome.kind);
+    expect(textOf(outcome.body)).toContain("[redacted], [redacted]");
+    expect(outcome.headers).toContainEqual(["x-debug", "[redacted], [redacted]"]);
+    expect(outcome.headers).toContainEqual(["x-trace", "abc"]);
+  });
+
+  test("has none in the headers of a stream that broke off", async () => {
+    fake.script(stream(deltas("Hel").slice(0, -1), { end: "reset", headers }));
+    const { received } = await called(streamed, options);
+    expect(received?.head.headers).toContainEqual(["x-debug", "[redacted], [redacted]"]);
+  });
+
+  test("is byte for byte what it was where it is an answer", async () => {
+    fake.script(answer({ text: secrets, headers }));
+    const { outcome } = await called(plain, options);
+    expect(outcome).toMatchObject({ headers: expect.arrayContaining([["x-debug", secrets]]) });
+    expect(textOf("body" in outcome ? outcome.body : undefined)).toContain(secrets);
   });
 });
 

@@ -1,7 +1,7 @@
 /** Many requests at once, and what is erased, in simulated time with crashes. SEED=… repeats a run. */
 
 import { describe, expect, test } from "vitest";
-import { bulkOverCrashes, retained } from "./ledger.ts";
+import { bulkOverCrashes, clockSetByAYear, retained } from "./ledger.ts";
 
 const seed = Number(process.env.SEED ?? 1);
 const seeds = [seed, seed + 1, seed + 2];
@@ -41,4 +41,10 @@ test("what is old is erased, bodies before records, and nothing that goes on", a
   expect(middle).toEqual({ bodies: 1, rows: 201 });
   expect(old).toEqual({ bodies: 1, rows: 1 });
   expect(late).toEqual({ rows: 1, completed: "completed" });
+});
+
+test("a wall clock that was set has an hour to be set right before anything is erased by it", async () => {
+  const { soon, late, violations } = await clockSetByAYear(seed);
+  expect(violations).toEqual([]);
+  expect({ soon, late }).toEqual({ soon: 20, late: 0 });
 });

@@ -91,6 +91,21 @@ export async function retained(seed: number, plant?: Plant) {
   };
 }
 
+/** Somebody sets the wall clock by a year, by mistake or not. */
+export async function clockSetByAYear(seed: number) {
+  const retention = { completedMs: 24 * 60 * minuteMs };
+  const scene = await Scene.open(seed, { settings: { retention }, latencyMs: () => 500 });
+  const { sim } = scene;
+  const rows = () => scene.ids.filter((id) => sim.memory.engine.get(id)).length;
+  for (let i = 0; i < 20; i++) scene.askAt(i * 20);
+  await scene.passTo(minuteMs);
+  sim.clock.jump(365 * 24 * 60 * minuteMs);
+  await scene.passTo(50 * minuteMs);
+  const soon = rows();
+  await scene.passTo(70 * minuteMs);
+  return { soon, late: rows(), violations: sim.violations };
+}
+
 function lastState(scene: Scene): string | undefined {
   return scene.ids.map((id) => scene.sim.memory.engine.get(id)?.state).find((state) => state !== undefined);
 }

@@ -1,4 +1,4 @@
-import { mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { existsSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
@@ -7,8 +7,8 @@ import type { RequestRecord } from "../../src/core/request.ts";
 import { Engine } from "../../src/store/sqlite/engine.ts";
 import type { Op } from "../../src/store/sqlite/op.ts";
 import { packed } from "../../src/store/sqlite/pack.ts";
-import { aRecord, completes, fails, isRevived, start, starts, walk } from "../support/builders.ts";
-import { KeptDatabase } from "../support/database.ts";
+import { aFailure, aRecord, completes, fails, isRevived, start, starts, walk } from "../support/builders.ts";
+import { KeptDatabase, pragmaOf } from "../support/database.ts";
 
 const owner = { node: "local", epoch: 1 };
 const secret = "Rumpelstilzchen";
@@ -57,6 +57,20 @@ function ended(word: string, length: number): RequestRecord {
   return done!.record;
 }
 
+function failedWith(body: string, answer: string) {
+  const record = aRecord();
+  const [begun, failed] = walk(record, starts(owner), fails());
+  commit(
+    { kind: "accept", record, parts: [part("body", body)] },
+    { kind: "change", transition: begun! },
+    { kind: "change", transition: failed!, parts: [part("answer", answer)] },
+  );
+  return { failed: failed!.record };
+}
+
+/** What a connection was told cannot be seen from another one. */
+const connection = () => (engine as unknown as { db: KeptDatabase }).db;
+
 /** How often the word is in the file, when the log has been copied. */
 function found(word: string): number {
   const db = new KeptDatabase(path);
@@ -70,8 +84,11 @@ const erase = (what: "bodies" | "record", ...ids: string[]): ChangeSet => ({
   what,
   ids,
   at: start,
-  unlessHeld: false,
 });
+
+/** In the file or its log, as they are now. */
+const isOnDisk = (word: string): boolean =>
+  [path, `${path}-wal`].some((name) => existsSync(name) && readFileSync(name).includes(word));
 
 describe("the file of what was erased", () => {
   test.each([100, 3000, 50_000])("has not a byte of it left, among others with %i bytes", (length) => {
@@ -87,6 +104,63 @@ describe("the file of what was erased", () => {
     expect(engine.parts(others[0]!.id, ["body", "answer", "sent"])).toHaveLength(3);
     commit(erase("record", ...others.map(({ id }) => id)));
     expect(found("Schneewittchen")).toBeGreaterThan(0);
+  });
+
+  test("has none in its log either, without anything else that happens", () => {
+    const record = ended(secret, 3000);
+    expect(isOnDisk(secret)).toBe(true);
+    commit(erase("record", record.id));
+    expect(isOnDisk(secret)).toBe(false);
+  });
+
+  test("has some in its log for as long as somebody reads it, and the writer does not wait", () => {
+    const reader = new KeptDatabase(path, { readonly: true });
+    const record = ended(secret, 3000);
+    reader.exec("BEGIN");
+    reader.prepare("SELECT count(*) FROM requests").get();
+    commit(erase("record", record.id));
+    expect(pragmaOf(connection(), "busy_timeout")).toBe(5000);
+    expect(isOnDisk(secret)).toBe(true);
+    reader.exec("COMMIT");
+    const large = aRecord();
+    const parts = [part("body", "x".repeat(9_000_000))];
+    commit({ kind: "accept", record: large, parts });
+    commit({ kind: "accept", record: aRecord(), parts: [] });
+    expect(isOnDisk(secret)).toBe(false);
+    reader.close();
+  });
+
+  test.each([3000, 50_000])("has none left of an answer with %i bytes that another round drops", (length) => {
+    const { failed } = failedWith("asked", `${secret} `.repeat(length / secret.length));
+    const [revived] = walk(failed, isRevived());
+    commit({ kind: "change", transition: revived!, dropAnswer: true });
+    expect(found(secret)).toBe(0);
+  });
+
+  test("has none left of a large body that another one takes the place of, packed or not", () => {
+    const { failed } = failedWith(`${secret} `.repeat(5000), "refused");
+    const [{ seq, round, parts }] = engine.unfiled(1) as [ReturnType<Engine["unfiled"]>[number]];
+    write({ kind: "filed", seqs: [[seq, round]], packs: [[seq, packed(parts)]] });
+    const [revived] = walk(failed, isRevived());
+    commit({ kind: "change", transition: revived!, dropAnswer: true, parts: [part("body", "other")] });
+    expect(found(secret)).toBe(0);
+  });
+
+  test("has none left of a stream that begins anew", () => {
+    const record = aRecord();
+    const [begun] = walk(record, starts(owner));
+    commit({ kind: "accept", record, parts: [] }, { kind: "change", transition: begun! });
+    for (const anew of [false, true]) {
+      const bytes = Buffer.from(anew ? "new" : `${secret} `.repeat(5000));
+      commit({
+        kind: "events",
+        id: record.id,
+        expect: begun!.record,
+        forks: [],
+        events: { after: 0, bytes, anew },
+      });
+    }
+    expect(found(secret)).toBe(0);
   });
 
   test("has none of the bodies left, where only those go", () => {
@@ -225,6 +299,15 @@ describe("a request that has ended", () => {
     expect(engine.parts(record.id, ["answer"])).toEqual([part("answer", "new")]);
   });
 
+  test("and was erased meanwhile does not get its bodies back when it is filed", () => {
+    const record = ended("one", 3000);
+    const [{ seq, round, parts }] = engine.unfiled(1) as [ReturnType<Engine["unfiled"]>[number]];
+    commit(erase("bodies", record.id));
+    write({ kind: "filed", seqs: [[seq, round]], packs: [[seq, packed(parts)]] });
+    expect(engine.parts(record.id, ["head", "body", "answer", "sent"])).toEqual([]);
+    expect(engine.countUnfiled()).toBe(0);
+  });
+
   test("is not among those that wait since then", () => {
     ended("one", 10);
     const records = [0, 1000, 2000].map((ms) => aRecord({ createdAt: start + ms }));
@@ -261,4 +344,56 @@ test("a batch that is undone leaves no count, no number and no sum behind", () =
   expect(engine.counts({ project: "default" }, []).map(({ count }) => count)).toEqual([2]);
   const filter = { project: "default", createdAfter: start - 1, order: "asc" as const, limit: 9 };
   expect(engine.list(filter).map(({ id }) => id)).toEqual([good.id, next.id]);
+});
+
+test("half a character in a model's name or an error's code is the same one after a start, and in a batch that is undone", () => {
+  const model = "x\ud800";
+  const failing = fails(aFailure({ code: "c\udc00" }));
+  const accept = (record: RequestRecord): ChangeSet => ({ kind: "accept", record, parts: [] });
+  const failed = () => {
+    const record = aRecord({ model });
+    const moves = walk(record, starts(owner), failing);
+    commit(accept(record), ...moves.map((transition): ChangeSet => ({ kind: "change", transition })));
+  };
+  failed();
+  engine.close();
+  engine = open();
+  failed();
+  // The second one cannot be written: its id is taken.
+  const good = aRecord({ model });
+  const [first, second] = engine.commitAll([accept(good), accept(aRecord({ id: good.id, model }))]);
+  expect([first, second instanceof Error]).toEqual([{ status: "applied" }, true]);
+  failed();
+  const filter = { project: "default", model: "x\ufffd" };
+  expect(engine.counts(filter, ["error_code"])).toEqual([
+    { values: { error_code: "c\ufffd" }, count: 3 },
+    { values: { error_code: null }, count: 1 },
+  ]);
+  expect(engine.list({ ...filter, order: "asc", limit: 9 }).map((one) => one.model)).toEqual(
+    Array(4).fill("x\ufffd"),
+  );
+});
+
+test("what a change that is undone has used is not among what is kept apart", () => {
+  const tally = (i: number) => ({
+    key: { day: 1, project: "default", endpoint: "/e", model: "m", upstream: "u", promptHash: `p${i}` },
+    tags: [`t${i}`],
+    sums: { completed: 1 },
+  });
+  const accept = (record: RequestRecord, ...tallies: ReturnType<typeof tally>[]): ChangeSet => ({
+    kind: "accept",
+    record,
+    parts: [],
+    tallies,
+  });
+  const good = aRecord();
+  commit(accept(good, ...Array.from({ length: 499 }, (_, i) => tally(i))));
+  expect(engine.commitAll([accept(aRecord({ id: good.id }), tally(1000))])[0]).toBeInstanceOf(Error);
+  commit(accept(aRecord(), tally(499)), accept(aRecord(), tally(500)));
+  for (const by of ["prompt_hash", "tag"] as const) {
+    const groups = engine.usage({ fromDay: 0, toDay: 9, by: [by], limit: 1000 });
+    const names = groups.map(({ values }) => String(values[by]).slice(1));
+    expect(names).toContain("499");
+    expect(names).not.toContain("500");
+  }
 });

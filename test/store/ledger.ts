@@ -27,6 +27,7 @@ import type { Opened } from "./conformance.ts";
 const applied: CommitResult = { status: "applied" };
 const every: PartKind[] = ["head", "body", "answer_head", "answer", "sent", "received"];
 const hash = "ab".repeat(32);
+const later = 10 * 24 * 3_600_000;
 
 const part = (kind: PartKind, text: string, seq = 0): Part => ({ kind, seq, bytes: Buffer.from(text) });
 const ids = (records: RequestRecord[]): string[] => records.map(({ id }) => id);
@@ -72,7 +73,7 @@ export function ledgerConformance(open: () => Promise<Opened>): void {
   }
 
   const erase = (what: "bodies" | "record", ...those: string[]) =>
-    commit({ kind: "erase", what, ids: those, at: start + 99, unlessHeld: false });
+    commit({ kind: "erase", what, ids: those, at: start + 99 });
 
   const list = (query: Partial<ListQuery> = {}) =>
     opened.store.list({ project, order: "asc", limit: 100, ...query });
@@ -546,6 +547,17 @@ export function ledgerConformance(open: () => Promise<Opened>): void {
       expect(await usage(["prompt_hash"], { fromDay: 20_001 })).toHaveLength(1);
     });
 
+    test("is known of no more than 500 tags of a project in a day, and counted once of all", async () => {
+      const tags = Array.from({ length: 510 }, (_, i) => `t${i}`);
+      await tally(...tags.map((tag) => aTally({}, {}, [tag])));
+      await tally(aTally({}, {}, tags), aTally({ day: 20_001 }, {}, ["other"]));
+      const groups = await usage(["tag"], { limit: 1000, toDay: 20_000 });
+      expect(groups).toHaveLength(500);
+      expect(new Set(groups.map(({ sums }) => sums.completed))).toEqual(new Set([2]));
+      expect((await usage([], { toDay: 20_000 }))[0]!.sums.completed).toBe(511);
+      expect(await usage(["tag"], { fromDay: 20_001 })).toHaveLength(1);
+    });
+
     test("is not what a change brings that is not applied", async () => {
       const record = await accepted(aRequest(), starting());
       const [transition] = walk(record, completes());
@@ -605,7 +617,7 @@ export function ledgerConformance(open: () => Promise<Opened>): void {
 
     test("goes with the vectors that were learned from it", async () => {
       const head = part("head", JSON.stringify({ vectors: { hashes: [hash], ttlMs: 1 } }));
-      const record = aRequest();
+      const record = aRequest({ endpoint: "embeddings" });
       await commit({ kind: "accept", record, parts: [head] });
       const [begun, end] = walk(record, starting(), completes());
       const vectors = [project, other].map((of) => ({
@@ -626,11 +638,26 @@ export function ledgerConformance(open: () => Promise<Opened>): void {
 
     test("is nothing for which somebody may come, where that is asked for", async () => {
       const record = await ended({ callHash: hash });
-      const soft = { kind: "erase" as const, ids: [record.id], at: start, unlessHeld: true };
+      const unlessHeld = { orphanedBefore: start + later };
+      const soft = { kind: "erase" as const, ids: [record.id], at: start, unlessHeld };
       await commit({ ...soft, what: "bodies" }, { ...soft, what: "record" });
       expect(await read(record)).toEqual(record);
       expect(await opened.store.parts(record.id, every)).toHaveLength(every.length);
       await commit({ kind: "answered", ids: [record.id] }, { ...soft, what: "record" });
+      expect(await read(record)).toBeUndefined();
+    });
+
+    test("is also what somebody went without, when it is too late to come back", async () => {
+      const record = await ended({ callHash: hash });
+      const { id } = record;
+      await commit({ kind: "orphaned", id, at: start + 5, contentSent: false, forgetBefore: 0 });
+      const soft = (orphanedBefore: number): ChangeSet => ({
+        ...{ kind: "erase", what: "record", ids: [id], at: start },
+        unlessHeld: { orphanedBefore },
+      });
+      await commit(soft(start + 5));
+      expect(await read(record)).toEqual(record);
+      await commit(soft(start + 6));
       expect(await read(record)).toBeUndefined();
     });
 
@@ -651,15 +678,27 @@ export function ledgerConformance(open: () => Promise<Opened>): void {
       await commit({ kind: "change", transition: { ...anew!, record: revived }, parts: [body] });
       expect(await read(record)).toEqual(revived);
     });
+
+    test("while somebody changes what it asks for is not tried again as if nothing were missing", async () => {
+      const record = aRequest();
+      await commit({ kind: "accept", record, parts });
+      const failed = await take(record, starting(), fails());
+      const [late] = walk(failed, isRevived());
+      await erase("bodies", record.id);
+      const current = (await read(record))!;
+      const change: ChangeSet = { kind: "change", transition: late!, parts: [part("body", "new")] };
+      expect(await opened.store.commit(change)).toEqual({ status: "conflict", current });
+      expect(await opened.store.parts(record.id, every)).toEqual([]);
+    });
   });
 
   describe("what may be erased", () => {
     const endedAt = (record: RequestRecord) => record.endedAt!;
-    const later = 10 * 24 * 3_600_000;
     const erasable = (query: Partial<Parameters<typeof opened.store.erasable>[0]> = {}) =>
       opened.store.erasable({
         ...{ what: "record" as const, state: "completed" as const },
-        ...{ endedBefore: start + later, keyedBefore: start + later, limit: 100 },
+        ...{ endedBefore: start + later, keyedBefore: start + later },
+        ...{ orphanedBefore: start + later, limit: 100 },
         ...query,
       });
     const own = async (query: Parameters<typeof erasable>[0]) => {
@@ -687,8 +726,12 @@ export function ledgerConformance(open: () => Promise<Opened>): void {
       expect(await own({ keyedBefore: endedAt(keyed) })).toEqual([]);
       expect(await own({ keyedBefore: endedAt(keyed) + 1 })).toEqual([keyed.id]);
       expect(await own({ what: "bodies", keyedBefore: 0 })).toEqual([keyed.id]);
+      const orphaned = { kind: "orphaned" as const, at: start + 5, contentSent: false, forgetBefore: 0 };
+      await commit({ ...orphaned, id: held.id });
+      expect(await own({ orphanedBefore: start + 5 })).toEqual([keyed.id]);
+      expect((await own({ orphanedBefore: start + 6 })).toSorted()).toEqual([held.id, keyed.id]);
       await commit({ kind: "answered", ids: [held.id] });
-      expect((await own({})).toSorted()).toEqual([held.id, keyed.id]);
+      expect((await own({ orphanedBefore: 0 })).toSorted()).toEqual([held.id, keyed.id]);
     });
 
     test("is what nobody wanted to be kept", async () => {
@@ -697,15 +740,18 @@ export function ledgerConformance(open: () => Promise<Opened>): void {
       const held = await accepted(aRequest({ terms, callHash: hash }), starting(), completes());
       await accepted(aRequest(), starting(), completes());
       await accepted(aRequest({ terms }), starting());
-      const found = async (before: number) => {
-        const records = await opened.store.many(await opened.store.unwanted(before, 100));
+      const found = async (before: number, orphanedBefore = start + later) => {
+        const records = await opened.store.many(await opened.store.unwanted(before, 100, orphanedBefore));
         return ids(records.filter((one) => one.project === project));
       };
       expect(await found(endedAt(unwanted))).toEqual([]);
       expect(await found(endedAt(unwanted) + 1)).toEqual([unwanted.id]);
-      await commit({ kind: "answered", ids: [held.id] });
+      await commit({ kind: "orphaned", id: held.id, at: start + 5, contentSent: false, forgetBefore: 0 });
       await erase("bodies", unwanted.id);
-      expect(await found(start + later)).toEqual([held.id]);
+      expect(await found(start + later, start + 5)).toEqual([]);
+      expect(await found(start + later, start + 6)).toEqual([held.id]);
+      await commit({ kind: "answered", ids: [held.id] });
+      expect(await found(start + later, 0)).toEqual([held.id]);
     });
   });
 

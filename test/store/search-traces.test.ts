@@ -27,6 +27,7 @@ test("what is forgotten is not left in the list of the index's pages either, and
       all.slice(i, i + 100).map((n) => ({
         seq: n + 1,
         id: id(n),
+        round: 1,
         project: "p",
         prompt: words(n).join(" "),
         answer: "an answer",
@@ -35,7 +36,8 @@ test("what is forgotten is not left in the list of the index's pages either, and
   }
   const gone = all.filter((i) => i % 3 !== 0);
   const left = all.filter((i) => i % 3 === 0);
-  for (let i = 0; i < gone.length; i += 8) file.forget(gone.slice(i, i + 8).map(id));
+  for (let i = 0; i < gone.length; i += 8)
+    file.forget(gone.slice(i, i + 8).map((n) => ({ id: id(n), round: 1 })));
   file.flush();
 
   const db = new KeptDatabase(searchPath(path));

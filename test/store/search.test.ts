@@ -4,6 +4,7 @@ import {
   readdirSync,
   readFileSync,
   rmSync,
+  statSync,
   truncateSync,
   writeFileSync,
 } from "node:fs";
@@ -16,7 +17,7 @@ import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { AppError } from "../../src/core/errors.ts";
 import type { SearchQuery } from "../../src/core/ledger/ports.ts";
 import type { Part, Told } from "../../src/core/ports.ts";
-import type { RequestRecord } from "../../src/core/request.ts";
+import type { RequestRecord, Transition } from "../../src/core/request.ts";
 import { type SqliteOptions, SqliteStore } from "../../src/store/sqlite/store.ts";
 import { anId, aRecord, completes, fails, isRevived, starts, walk } from "../support/builders.ts";
 import { HandClock } from "../support/clock.ts";
@@ -111,6 +112,12 @@ async function filed(store: SqliteStore): Promise<void> {
     expect(told.filter(({ event }) => event === "fault")).toEqual([]);
     clock.advance(1000);
   }
+}
+
+/** A second passes, and the librarian is done with what it does in it. */
+async function round(store: SqliteStore): Promise<void> {
+  clock.advance(1000);
+  await store.search.behind();
 }
 
 const find = (store: SqliteStore, text: string, more: Partial<SearchQuery> = {}) =>
@@ -416,18 +423,34 @@ describe("what is forgotten", () => {
     store = await open();
     await filed(store);
     expect(await find(store, "regretted")).toEqual([]);
-    await apply(store, {
-      kind: "erase",
-      what: "bodies",
-      ids: [record.id],
-      at: clock.now(),
-      unlessHeld: false,
-    });
-    await asked(store, "another one");
-    await filed(store);
+    // Nothing else happens for a while.
+    for (let i = 0; i < 15; i++) await round(store);
+    await apply(store, { kind: "erase", what: "bodies", ids: [record.id], at: clock.now() });
+    for (let i = 0; i < 5; i++) await round(store);
     await store.close();
     expect(bytes().includes("regretted")).toBe(false);
     expect(bytes().includes(record.id)).toBe(false);
+  });
+
+  test("is found by what it says from then on, where it is tried again with another body", async () => {
+    const store = await open();
+    const record = await waits(store, "a regretted prompt");
+    const change = (transition: Transition, parts: Part[] = []) =>
+      apply(store, { kind: "change", transition, parts, dropAnswer: parts.length > 0 });
+    const [begun, failed] = walk(record, starts({ node, epoch: store.epoch }), fails());
+    await change(begun!);
+    await change(failed!);
+    await filed(store);
+    await store.search.forget([record.id]);
+    await apply(store, { kind: "erase", what: "bodies", ids: [record.id], at: clock.now() });
+    const [revived] = walk((await store.get(record.id))!, isRevived());
+    const { expect: expected, record: next } = revived!;
+    const anew = { expect: expected, record: { ...next, bodiesErasedAt: undefined } };
+    await change(anew, [chatBody("a better prompt")]);
+    await ends(store, anew.record, [chatAnswer({ content: "welcome" })]);
+    await filed(store);
+    expect(await find(store, "better welcome")).toEqual([record.id]);
+    expect(await find(store, "regretted")).toEqual([]);
   });
 
   test("may be anything", async () => {
@@ -479,6 +502,44 @@ describe("the index", () => {
     expect(told.filter(({ event }) => event === "search_rebuilding")).toEqual(
       why === undefined ? [] : [{ event: "search_rebuilding", why }],
     );
+  });
+
+  test("that cannot be opened for another reason stays as it is, and is opened later", async () => {
+    let store = await open();
+    const id = await asked(store, "some words");
+    await filed(store);
+    await store.close();
+    const size = statSync(searchFile).size;
+    edit("CREATE TRIGGER stop BEFORE UPDATE ON place BEGIN SELECT raise(ABORT, 'not now'); END");
+    store = await open();
+    await expect(find(store, "words")).rejects.toMatchObject({ code: "storage_failed" });
+    expect(told).toMatchObject([{ event: "fault", where: "search" }]);
+    expect(await store.search.behind()).toBe(1);
+    expect(statSync(searchFile).size).toBeGreaterThanOrEqual(size);
+    edit("DROP TRIGGER stop");
+    told = [];
+    expect(await find(store, "words")).toEqual([id]);
+    expect(told).toEqual([]);
+  });
+
+  test("is made without a request that cannot be read, which is told once", async () => {
+    let store = await open();
+    const ids: string[] = [];
+    for (const word of ["first", "second", "third"]) ids.push(await asked(store, `${word} words`));
+    await filed(store);
+    await store.close();
+    const db = new KeptDatabase(path);
+    const spoilt = db.prepare("UPDATE packs SET bytes = x'ffffffff' WHERE request_seq = 2").run();
+    expect(spoilt.changes).toBe(1);
+    db.close();
+    rmSync(searchFile);
+    store = await open();
+    clock.advance(3000);
+    while ((await store.search.behind()) > 0) clock.advance(1000);
+    expect(await find(store, "words")).toEqual([ids[0], ids[2]]);
+    for (let i = 0; i < 5; i++) await round(store);
+    expect(told).toMatchObject([{ event: "fault", where: "search" }]);
+    expect(await find(store, "third")).toEqual([ids[2]]);
   });
 
   const many = (i: number) =>

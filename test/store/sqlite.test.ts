@@ -1,6 +1,6 @@
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
-import { mkdirSync, mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
+import { mkdirSync, mkdtempSync, readFileSync, renameSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type Database from "better-sqlite3";
@@ -405,6 +405,18 @@ describe("closing", () => {
     expect(clock.armed.size).toBe(0);
   });
 
+  test("leaves no timer behind where something is handed in afterwards", async () => {
+    const store = await open();
+    // The librarian finds nothing to do, and rests until something changes.
+    while (clock.armed.size > 1) {
+      clock.advance(1000);
+      await store.search.behind();
+    }
+    await store.close();
+    await expect(store.commit(accept(aRecord()))).rejects.toThrow(StorageError);
+    expect(clock.armed.size).toBe(0);
+  });
+
   test("leaves no timer behind while the free space is being looked at", async () => {
     const store = await open();
     clock.advance(1000);
@@ -528,6 +540,17 @@ describe("a read of several statements", () => {
     expect(read()).toEqual([[1, undefined]]);
     expect(read()).toEqual([[1, "success"]]);
   });
+});
+
+test("a list that could not be read because its thread did not start can be asked for again", async () => {
+  const store = await open();
+  const record = aRecord();
+  await store.commit(accept(record));
+  const query = { project: "default", order: "asc" as const, limit: 9 };
+  renameSync(path, `${path}.away`);
+  await expect(store.list(query)).rejects.toThrow("cannot be opened");
+  renameSync(`${path}.away`, path);
+  expect(await store.list(query)).toEqual([record]);
 });
 
 describe("the log", () => {

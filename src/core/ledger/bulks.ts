@@ -48,6 +48,7 @@ const notNeeded = new Set([
 interface Run {
   bulk: Bulk;
   isCancelled: boolean;
+  endPause: () => void;
   ended: Promise<void>;
 }
 
@@ -58,7 +59,6 @@ export class Bulks {
   private readonly find: Find;
   private readonly running = new Map<string, Run>();
   private stopping = false;
-  private endPause: () => void = () => {};
 
   constructor(world: World, hands: Hands, eraser: Eraser, find: Find) {
     this.world = world;
@@ -80,13 +80,13 @@ export class Bulks {
 
   async stop(): Promise<void> {
     this.stopping = true;
-    this.endPause();
+    for (const { endPause } of this.running.values()) endPause();
     await Promise.all([...this.running.values()].map(({ ended }) => ended));
   }
 
   /**
    * Commits a bulk and begins with it; one whose key is known is only found.
-   * @throws AppError `idempotency_key_reused`, `storage_full`, …
+   * @throws AppError `idempotency_key_reused`, `invalid_parameter`, `storage_full`, …
    */
   async ask(draft: BulkDraft): Promise<{ bulk: Bulk; isKnown: boolean }> {
     const { ledger, clock, random, store } = this.world;
@@ -95,8 +95,10 @@ export class Bulks {
     if (known) return { bulk: this.same(known, draft), isKnown: true };
     const now = clock.now();
     const { filter, text } = draft;
-    // What matches is settled now: requests that are accepted, or fail, later are not meant by it.
-    const [last] = await this.find({ ...filter, text, order: "desc", limit: 1 });
+    // Where a text cannot be looked for, it is said now.
+    if (text !== undefined) await this.find({ ...filter, text, order: "desc", limit: 1 });
+    // What matches is settled now: requests that are accepted later are not meant by it. Texts may be found later.
+    const [last] = await ledger.list({ ...filter, order: "desc", limit: 1 });
     const bulk: Bulk = {
       ...draft,
       id: `bulk_${random.id().slice("req_".length)}`,
@@ -145,13 +147,13 @@ export class Bulks {
     const run = this.running.get(bulk.id);
     if (!run) return bulk;
     run.isCancelled = true;
-    this.endPause();
+    run.endPause();
     await run.ended;
     return run.bulk;
   }
 
   private start(bulk: Bulk): void {
-    const run: Run = { bulk, isCancelled: false, ended: Promise.resolve() };
+    const run: Run = { bulk, isCancelled: false, endPause: () => {}, ended: Promise.resolve() };
     this.running.set(bulk.id, run);
     run.ended = this.run(run).finally(() => this.running.delete(bulk.id));
   }
@@ -165,7 +167,7 @@ export class Bulks {
       } catch (error) {
         if (error instanceof StorageError && error.kind === "failed") return;
         const isTrouble = error instanceof StorageError || isFull(error);
-        if (isTrouble) await this.pause();
+        if (isTrouble) await this.pause(run);
         else return await this.fail(run, error);
       }
     }
@@ -173,14 +175,22 @@ export class Bulks {
 
   /** One page. False where there is none left. */
   private async step(run: Run): Promise<boolean> {
-    const { bulk } = run;
-    const { filter, text, cursor: after, lastId: upTo } = bulk;
-    const page = await this.find({ ...filter, text, after, upTo, order: "asc", limit: pageSize });
-    if (page.length === 0) return false;
-    const results = await this.treat(bulk, page);
-    const next = { ...bulk, updatedAt: this.world.clock.now() };
-    // What is erased is not there to go on from, nor in the way.
-    if (bulk.action !== "erase") next.cursor = page.at(-1)!.id;
+    const isSettled = run.bulk.text === undefined || (await this.world.search.behind()) === 0;
+    const page = await this.page(run.bulk);
+    if (page.length === 0) {
+      if (isSettled) return false;
+      // What is found by its text may not be looked through yet.
+      run.bulk = { ...run.bulk, cursor: undefined };
+      await this.pause(run);
+      return true;
+    }
+    // Whoever is erased is not found any more: who is to be is noted before.
+    if (run.bulk.action === "erase" && run.bulk.text !== undefined)
+      await this.keep(run, { ...run.bulk, cursor: page.map(({ id }) => id).join() });
+    const results = await this.treat(run.bulk, page);
+    const isErased = run.bulk.action === "erase";
+    const cursor = isErased ? undefined : page.at(-1)!.id;
+    const next = { ...run.bulk, cursor, updatedAt: this.world.clock.now() };
     for (const result of results) {
       if (result === "done" || result === "skipped") next[result]++;
       else {
@@ -189,15 +199,26 @@ export class Bulks {
       }
     }
     await this.keep(run, next);
-    if (results.length === 0) await this.pause();
-    return page.length === pageSize || results.length < page.length;
+    if (results.length === 0) await this.pause(run);
+    return !isSettled || isErased || page.length === pageSize;
+  }
+
+  private async page({ action, filter, text, cursor, lastId: upTo }: Bulk): Promise<RequestRecord[]> {
+    const begun = action === "erase" ? (cursor?.split(",") ?? []) : [];
+    const left = begun.length > 0 ? await this.world.ledger.many(begun) : [];
+    if (left.length > 0) return left;
+    const after = action === "erase" ? undefined : cursor;
+    return this.find({ ...filter, text, after, upTo, order: "asc", limit: pageSize });
   }
 
   private treat(bulk: Bulk, page: RequestRecord[]): Promise<("done" | "skipped" | AppError)[]> {
     const { project, action, options = {} } = bulk;
     switch (action) {
       case "retry":
-        return this.each(page, (record) => this.hands.retry(record, options));
+        return this.each(page, async (record) => {
+          // It was retried before a crash cut its page short, and has failed again.
+          if (!wasRevivedSince(record, bulk.createdAt)) await this.hands.retry(record, options);
+        });
       case "cancel":
         return this.each(page, ({ id }) => this.hands.cancel(project, id));
       case "resolve":
@@ -232,14 +253,14 @@ export class Bulks {
     const live = page.filter(({ state }) => !isTerminal(state));
     await this.each(live, ({ id }) => this.hands.cancel(project, id));
     const ids = page.map(({ id }) => id);
-    await this.eraser.erase("record", ids, { unlessHeld: false });
+    await this.eraser.erase("record", ids);
     const left = new Set((await this.world.ledger.many(ids)).map(({ id }) => id));
     return ids.filter((id) => !left.has(id)).map(() => "done" as const);
   }
 
   private async end(run: Run, state: Bulk["state"]): Promise<void> {
     const now = this.world.clock.now();
-    await this.keep(run, { ...run.bulk, state, updatedAt: now, endedAt: now });
+    await this.keep(run, { ...forgetful(run.bulk), state, updatedAt: now, endedAt: now });
     const { id, action, done, failed } = run.bulk;
     this.world.observer.tell({ event: "bulk_ended", id, action, state, done, failed });
   }
@@ -257,11 +278,11 @@ export class Bulks {
     await this.world.store.commit({ kind: "bulk", bulk });
   }
 
-  private async pause(): Promise<void> {
-    if (this.stopping) return;
+  private async pause(run: Run): Promise<void> {
+    if (this.stopping || run.isCancelled) return;
     await new Promise<void>((resolve) => {
       const cancel = this.world.clock.timer(troubleRetryMs, resolve);
-      this.endPause = () => {
+      run.endPause = () => {
         cancel();
         resolve();
       };
@@ -269,6 +290,15 @@ export class Bulks {
   }
 }
 
-/** The disk has no room now: nothing is wrong with what is asked. */
-const isFull = (error: unknown): boolean =>
-  error instanceof AppError && (error.code === "storage_full" || error.code === "shutting_down");
+/** What was to be erased by what somebody had said of it is not to be read here for ever. */
+function forgetful(bulk: Bulk): Bulk {
+  if (bulk.action !== "erase") return bulk;
+  return { ...bulk, text: undefined, filter: { ...bulk.filter, labels: undefined } };
+}
+
+const wasRevivedSince = ({ round, deadlineAt, terms }: RequestRecord, at: number): boolean =>
+  round > 1 && deadlineAt - terms.deadlineMs >= at;
+
+const passing = new Set(["storage_full", "storage_failed", "shutting_down"]);
+/** The disk has no room now, or the text index is made anew: nothing is wrong with what is asked. */
+const isFull = (error: unknown): boolean => error instanceof AppError && passing.has(error.code);

@@ -23,9 +23,41 @@ import { Retention, type RetentionSettings } from "./retention.ts";
 
 export interface LedgerSettings extends RetentionSettings {}
 
-/** How many of those that have a text are looked at together. */
-const textPage = 256;
-const fewAtMost = 500;
+/** How many are looked at together, and so often by their text alone: mostly that is enough. */
+const pageSize = 256;
+const stepsAlone = 2;
+
+/** Those of some requests that match, and the last of those that were looked at; undefined: there are no more. */
+interface FoundPage {
+  records: RequestRecord[];
+  last: string | undefined;
+}
+
+/** What is found page by page, in one order. */
+class Found {
+  records: RequestRecord[] = [];
+  private after: string | undefined;
+  private isOver = false;
+  private readonly limit: number;
+  private readonly page: (after: string | undefined) => Promise<FoundPage>;
+
+  constructor({ after, limit }: ListQuery, page: (after: string | undefined) => Promise<FoundPage>) {
+    this.after = after;
+    this.limit = limit;
+    this.page = page;
+  }
+
+  get isWhole(): boolean {
+    return this.isOver || this.records.length === this.limit;
+  }
+
+  async step(): Promise<void> {
+    const { records, last } = await this.page(this.after);
+    this.records = [...this.records, ...records].slice(0, this.limit);
+    this.after = last;
+    this.isOver = last === undefined;
+  }
+}
 const decoder = new TextDecoder();
 
 export class Ledger {
@@ -76,35 +108,41 @@ export class Ledger {
       const message = "`q`: text search is turned off in the configuration.";
       throw new AppError("invalid_parameter", message, { param: "q" });
     }
-    const { project, order, limit, upTo = "~" } = query;
-    const found: RequestRecord[] = [];
-    let { after } = query;
-    for (let pages = 1; ; pages++) {
-      const ids = await search.find({ project, text, after, order, limit: textPage });
-      for (const record of await ledger.many(ids)) {
-        // Ids sort in the order of acceptance.
-        if (record.id <= upTo && matches(query, record)) found.push(record);
-        if (found.length === limit) return found;
-      }
-      if (ids.length < textPage) return found;
-      after = ids.at(-1);
-      // Many have the text. Where few are meant otherwise, those are looked at instead.
-      const few = pages === 2 ? await this.few({ ...query, after }) : undefined;
-      if (few) return [...found, ...(await this.withText(few, text, query))].slice(0, limit);
+    const byText = new Found(query, (after) => this.pageByText({ ...query, text, after }));
+    for (let steps = 0; steps < stepsAlone && !byText.isWhole; steps++) await byText.step();
+    // Nobody knows which are fewer, those with the text or those that are meant otherwise: both are gone through in
+    // turn, so that it takes twice as long at most as the better way.
+    const byFilter = new Found(query, (after) => this.pageByFilter({ ...query, text, after }));
+    while (!byText.isWhole) {
+      await byFilter.step();
+      if (byFilter.isWhole) return byFilter.records;
+      await byText.step();
     }
+    return byText.records;
   }
 
-  /** All that match, where they are few. */
-  private async few(query: ListQuery): Promise<RequestRecord[] | undefined> {
-    const records = await this.world.ledger.list({ ...query, limit: fewAtMost + 1 });
-    return records.length > fewAtMost ? undefined : records;
+  private async pageByText({ text, ...query }: ListQuery & { text: string }): Promise<FoundPage> {
+    const { ledger, search } = this.world;
+    const { project, after, order, upTo = "~" } = query;
+    const ids = await search.find({ project, text, after, order, limit: pageSize });
+    const records = await ledger.many(ids);
+    return {
+      // Ids sort in the order of acceptance.
+      records: records.filter((record) => record.id <= upTo && matches(query, record)),
+      last: ids.length < pageSize ? undefined : ids.at(-1),
+    };
   }
 
-  private async withText(records: RequestRecord[], text: string, { project, order }: ListQuery) {
+  private async pageByFilter({ text, ...query }: ListQuery & { text: string }): Promise<FoundPage> {
+    const { ledger, search } = this.world;
+    const { project, order } = query;
+    const records = await ledger.list({ ...query, limit: pageSize });
     const among = records.map(({ id }) => id);
-    const query = { project, text, among, order, limit: among.length };
-    const ids = new Set(among.length > 0 ? await this.world.search.find(query) : []);
-    return records.filter(({ id }) => ids.has(id));
+    const ids = new Set(await search.find({ project, text, among, order, limit: pageSize }));
+    return {
+      records: records.filter(({ id }) => ids.has(id)),
+      last: records.length < pageSize ? undefined : among.at(-1),
+    };
   }
 
   /** How many requests match, apart by `by`, most first. */
@@ -162,7 +200,7 @@ export class Ledger {
         // It may end by itself meanwhile.
         await this.hands.cancel(project, record.id).catch(ignoreEnded);
       }
-      await this.eraser.erase("record", [record.id], { unlessHeld: false });
+      await this.eraser.erase("record", [record.id]);
     }
   }
 

@@ -163,7 +163,10 @@ export interface Bulk {
   done: number;
   skipped: number;
   failed: number;
-  /** The last request that was dealt with and is still there, and the last one that is meant. Undefined: none. */
+  /**
+   * The last request that was dealt with, or those that are just being erased, with commas between; and the last one
+   * that is meant. Undefined: none.
+   */
   cursor?: string;
   lastId?: string;
   /** Of the newest that could not be done. */
@@ -202,10 +205,12 @@ export interface LedgerStore {
     state: "completed" | "failed" | "cancelled";
     endedBefore: number;
     keyedBefore: number;
+    /** Callers who went before this instant do not come back. */
+    orphanedBefore: number;
     limit: number;
   }): Promise<string[]>;
-  /** Requests that asked for no storage and whose time is over (`store: "none"`). Epoch ms. */
-  unwanted(endedBefore: number, limit: number): Promise<string[]>;
+  /** Requests that asked for no storage and whose time is over (`store: "none"`); instants as above. */
+  unwanted(endedBefore: number, limit: number, orphanedBefore: number): Promise<string[]>;
   size(): Promise<Size>;
   bulk(id: string): Promise<Bulk | undefined>;
   bulkByKey(project: string, key: string): Promise<Bulk | undefined>;

@@ -31,10 +31,18 @@ const stepSize = 32;
 const pauseFactor = 4;
 const shortestPauseMs = 20;
 const lookMs = 10_000;
+/** Whoever has been told to come back for an answer that is not to be kept has as long as this at least. */
+const shortestKeepMs = 10 * 60 * 1000;
 /** A key protects from a second call for as long as this, whatever else is kept. */
 const keyedMs = 24 * 60 * 60 * 1000;
 /** Below this part of what it may have, a database that was too large is small enough. */
 const enough = 0.95;
+/** So often may erasing free nothing, because others write meanwhile. */
+const stepsInVain = 64;
+const manyUnpacked = 10_000;
+/** A wall clock that is further from where it should be was set. */
+const smallestJumpMs = 2_000;
+const doubtMs = 60 * 60 * 1000;
 const vacuumPages = 128;
 /** So much may stay free in the file for what comes next. */
 const spareBytes = 16 * 1024 * 1024;
@@ -45,6 +53,9 @@ export class Retention {
   private readonly eraser: Eraser;
   private cancelTimer: () => void = () => {};
   private stopping = false;
+  /** How far the wall clock is from the ticks, and from when on (ticks) it is believed again after it was set. */
+  private skewMs: number;
+  private trustedAt = 0;
   private running: Promise<void> = Promise.resolve();
   private endPause: () => void = () => {};
 
@@ -52,6 +63,7 @@ export class Retention {
     this.world = world;
     this.settings = settings;
     this.eraser = eraser;
+    this.skewMs = world.clock.now() - world.clock.ticks();
   }
 
   begin(): void {
@@ -73,8 +85,10 @@ export class Retention {
   /** Erases all that is due. Where the store fails, the next sweep goes on. */
   private async sweep(): Promise<void> {
     try {
-      await this.sweepUnwanted();
-      await this.sweepOld();
+      if (this.isClockTrusted()) {
+        await this.sweepUnwanted();
+        await this.sweepOld();
+      }
       await this.sweepSize();
       await this.giveBack();
     } catch (error) {
@@ -83,10 +97,24 @@ export class Retention {
     }
   }
 
+  /** A wall clock that was set may be wrong, and what is erased by it is gone: it has an hour to be set right. */
+  private isClockTrusted(): boolean {
+    const { clock } = this.world;
+    const skewMs = clock.now() - clock.ticks();
+    if (Math.abs(skewMs - this.skewMs) > smallestJumpMs) this.trustedAt = clock.ticks() + doubtMs;
+    this.skewMs = skewMs;
+    return clock.ticks() >= this.trustedAt;
+  }
+
   private async sweepUnwanted(): Promise<void> {
     const { ledger, clock } = this.world;
-    const endedBefore = clock.now() - this.settings.adoptWindowMs;
-    await this.inSteps("bodies", "unwanted", () => ledger.unwanted(endedBefore, stepSize));
+    const endedBefore = clock.now() - Math.max(this.settings.adoptWindowMs, shortestKeepMs);
+    const { orphanedBefore } = this;
+    await this.inSteps("bodies", "unwanted", () => ledger.unwanted(endedBefore, stepSize, orphanedBefore));
+  }
+
+  private get orphanedBefore(): number {
+    return this.world.clock.now() - this.settings.adoptWindowMs;
   }
 
   private async sweepOld(): Promise<void> {
@@ -102,16 +130,28 @@ export class Retention {
     if (keptMs === undefined) return;
     const { ledger, clock } = this.world;
     const now = clock.now();
-    const query = { what, state, endedBefore: now - keptMs, keyedBefore: now - keyedMs, limit: stepSize };
-    await this.inSteps(what, "age", () => ledger.erasable(query));
+    const { orphanedBefore } = this;
+    const before = { endedBefore: now - keptMs, keyedBefore: now - keyedMs, orphanedBefore };
+    await this.inSteps(what, "age", () => ledger.erasable({ what, state, ...before, limit: stepSize }));
   }
 
   private async sweepSize(): Promise<void> {
     const { maxBytes } = this.settings.retention!;
-    if (maxBytes === undefined || (await this.usedBytes()) <= maxBytes) return;
+    if (maxBytes === undefined || (await this.usedBytes()) <= maxBytes || (await this.isUnpacked())) return;
+    let least = Number.POSITIVE_INFINITY;
+    let inVain = 0;
     await this.inSteps("record", "size", async () => {
-      return (await this.usedBytes()) <= maxBytes * enough ? [] : this.oldest();
+      const used = await this.usedBytes();
+      inVain = used < least ? 0 : inVain + 1;
+      least = Math.min(least, used);
+      // What fills the disk may be something else than requests.
+      return used <= maxBytes * enough || inVain > stepsInVain ? [] : this.oldest();
     });
+  }
+
+  /** What is about to be packed needs half the space: after an upgrade that may be all that there is. */
+  private async isUnpacked(): Promise<boolean> {
+    return (await this.world.search.behind()) > manyUnpacked;
   }
 
   private async usedBytes(): Promise<number> {
@@ -123,7 +163,8 @@ export class Retention {
   private async oldest(): Promise<string[]> {
     const { ledger, clock } = this.world;
     const now = clock.now();
-    const limits = { endedBefore: now, keyedBefore: now - keyedMs, limit: stepSize };
+    const { orphanedBefore } = this;
+    const limits = { endedBefore: now, keyedBefore: now - keyedMs, orphanedBefore, limit: stepSize };
     const found = await Promise.all(
       states.map((state) => ledger.erasable({ what: "record", state, ...limits })),
     );
@@ -140,7 +181,7 @@ export class Retention {
       // What could not be erased is found again: it is left for the next sweep.
       if (ids.length === 0 || ids.join() === before) break;
       before = ids.join();
-      await this.eraser.erase(what, ids, { unlessHeld: true });
+      await this.eraser.erase(what, ids, { orphanedBefore: this.orphanedBefore });
       count += ids.length;
       await this.pause(clock.ticks() - begunAt);
     }

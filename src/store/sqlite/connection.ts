@@ -9,6 +9,9 @@ import * as rows from "./rows.ts";
 /** The WAL-reset bug of 3.7.0–3.51.2 can corrupt a file (research: sqlite.org/wal.html, fixed in 3.51.3). */
 const oldestVersion = "3.51.3";
 
+/** So long a statement waits for a lock that another connection has. */
+export const busyMs = 5000;
+
 /** Finds a statement by its text, or prepares it. */
 export type FindStatement = (sql: string) => Database.Statement;
 
@@ -18,7 +21,7 @@ export class Connection {
 
   /** @throws Error when the file cannot be opened, is not a database, or comes from a newer version. */
   constructor(path: string, options: { readonly: boolean; synchronous?: "FULL" | "NORMAL" }) {
-    this.db = keep(new Database(path, { readonly: options.readonly, timeout: 5000 }));
+    this.db = keep(new Database(path, { readonly: options.readonly, timeout: busyMs }));
     try {
       assertOurs(this.db);
       this.prepareConnection(options.readonly, options.synchronous ?? "FULL");

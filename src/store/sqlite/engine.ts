@@ -21,9 +21,10 @@ import {
   type RequestRecord,
   reasonsInVain,
 } from "../../core/request.ts";
+import { busyMs } from "./connection.ts";
 import { Facets } from "./facets.ts";
 import { labelNumber } from "./label-number.ts";
-import { Ledger } from "./ledger.ts";
+import { Ledger, notHeld } from "./ledger.ts";
 import { type Op, opOf } from "./op.ts";
 import { unpacked } from "./pack.ts";
 import * as rows from "./rows.ts";
@@ -108,7 +109,7 @@ const sql = {
     SET facet = ?, ${settings(rows.changingColumns, { forks: longerForks, degraded: keptDegraded })} WHERE ${fence}`,
   updateRound: `UPDATE requests
     SET facet = ?, ${settings([...rows.changingColumns, ...rows.roundColumns], { forks: longerForks })}
-    WHERE ${fence} AND (bodies_erased_at IS NULL OR ?)`,
+    WHERE ${fence} AND bodies_erased_at IS ? AND (bodies_erased_at IS NULL OR ?)`,
   place: "SELECT seq, facet FROM requests WHERE id = ?",
   ended: "INSERT OR IGNORE INTO unfiled (request_seq) VALUES (?)",
   revived: "DELETE FROM unfiled WHERE request_seq = ?",
@@ -128,12 +129,12 @@ const sql = {
     WHERE excluded.created_at > vectors.created_at`,
   forgetSomeVectors: `DELETE FROM vectors WHERE rowid IN
     (SELECT rowid FROM vectors WHERE created_at <= ? ORDER BY created_at LIMIT ?)`,
-  isAsItEnded: "SELECT 1 FROM requests WHERE seq = ? AND round = ? AND ended_at IS NOT NULL",
+  hasBodies: `SELECT bodies_erased_at IS NULL FROM requests
+    WHERE seq = ? AND round = ? AND ended_at IS NOT NULL`,
   // Where parts shrink in their place, holes are left in pages that nobody fills: packs have pages of their own.
   insertPack: "INSERT OR REPLACE INTO packs (request_seq, bytes) VALUES (?, ?)",
   packOf: "SELECT bytes FROM packs WHERE request_seq = ?",
-  erasable: `SELECT * FROM requests WHERE id = ? AND ended_at IS NOT NULL
-    AND NOT (? AND EXISTS (SELECT 1 FROM held WHERE request_seq = seq))`,
+  erasable: "SELECT * FROM requests WHERE id = ? AND ended_at IS NOT NULL",
   bodiesErased:
     "UPDATE requests SET bodies_erased_at = ?, body_hash = NULL WHERE seq = ? AND bodies_erased_at IS NULL",
   lanesOf: "SELECT DISTINCT upstream || '/' || model FROM attempts WHERE request_seq = ?",
@@ -186,6 +187,8 @@ export class Engine extends Ledger {
 
   /** After a failed sync the next one may succeed without having written anything: nothing is written any more. */
   private doubt: Error | undefined;
+  /** What was erased is still in the log. */
+  private hasTraces = false;
 
   /** Counts a start of this node: whatever an earlier one left in `processing` is nobody's. */
   nextEpoch(node: string, now: number): number {
@@ -210,6 +213,12 @@ export class Engine extends Ledger {
 
   /** `commitAll` for changes that are values already. */
   writeAll(ops: Op[]): (CommitResult | Error)[] {
+    const results = this.writeTogether(ops);
+    if (ops.some(({ kind }) => kind === "erase")) this.clearTraces();
+    return results;
+  }
+
+  private writeTogether(ops: Op[]): (CommitResult | Error)[] {
     try {
       if (this.doubt) throw this.doubt;
       this.checkpoint();
@@ -234,11 +243,37 @@ export class Engine extends Ledger {
    */
   private checkpoint(): void {
     const { log } = this.statement("PRAGMA wal_checkpoint(NOOP)").get() as { log: number };
-    if (log < longLogPages) return;
+    if (log >= longLogPages) this.copyLog();
+  }
+
+  private copyLog(): void {
     try {
-      this.statement("PRAGMA wal_checkpoint(PASSIVE)").get();
+      if (this.hasTraces) this.emptyLog();
+      else this.statement("PRAGMA wal_checkpoint(PASSIVE)").get();
     } catch (error) {
       if (diskErrorKind(error) !== "full") throw error;
+    }
+  }
+
+  /** Copies the log and cuts it off. Nobody waits for whoever is just reading it: then it is left to the next time. */
+  private emptyLog(): void {
+    this.statement("PRAGMA busy_timeout = 0").get();
+    try {
+      const { busy } = this.statement("PRAGMA wal_checkpoint(TRUNCATE)").get() as { busy: number };
+      this.hasTraces = busy !== 0;
+    } finally {
+      this.statement(`PRAGMA busy_timeout = ${busyMs}`).get();
+    }
+  }
+
+  /** What was committed stays so, whatever becomes of this. */
+  private clearTraces(): void {
+    this.hasTraces = true;
+    if (this.doubt) return;
+    try {
+      this.copyLog();
+    } catch (error) {
+      this.doubt = error as Error;
     }
   }
 
@@ -380,14 +415,15 @@ export class Engine extends Ledger {
     if (op.isLive) this.live.set(id, { seq, facet });
     else this.live.delete(id);
     if (op.isEnded) this.statement(sql.ended).run(seq);
-    else if (op.round) this.beginAnew(seq, parts);
     if (attempt) this.statement(sql.insertAttempt).run([seq, ...attempt]);
     if (keepThrottled !== undefined) this.pruneThrottled(seq, keepThrottled);
-    if (dropAnswer) {
-      this.statement(sql.dropAnswer).run(seq);
-      this.statement(sql.dropEvents).run(seq);
-    }
-    this.insertParts(seq, parts);
+    const replace = () => {
+      if (op.round && !op.isEnded) this.beginAnew(seq, parts);
+      if (dropAnswer) this.dropAnswer(seq);
+      this.insertParts(seq, parts);
+    };
+    if (op.round || dropAnswer) this.overwriting(replace);
+    else this.insertParts(seq, parts);
     if (events) this.insertEvents(seq, events);
     if (vectors?.length) this.insertVectors(vectors);
     for (const tally of op.tallies) this.used.add(tally);
@@ -404,7 +440,7 @@ export class Engine extends Ledger {
   }
 
   private insertEvents(seq: number, [after, bytes, anew]: [number, Uint8Array, boolean]): void {
-    if (anew) this.statement(sql.dropEvents).run(seq);
+    if (anew) this.overwriting(() => this.statement(sql.dropEvents).run(seq));
     // A batch without events would stand where the next one has to.
     if (bytes.byteLength > 0) this.statement(sql.insertEvents).run(seq, after, bytes);
   }
@@ -430,13 +466,20 @@ export class Engine extends Ledger {
     for (const [kind, number, bytes] of parts) this.statement(sql.insertPart).run(seq, kind, number, bytes);
   }
 
+  private dropAnswer(seq: number): void {
+    this.statement(sql.dropAnswer).run(seq);
+    this.statement(sql.dropEvents).run(seq);
+  }
+
   private filed({ seqs, packs }: Extract<Op, { kind: "filed" }>): CommitResult {
     const current = new Set<number>();
     for (const [seq, round] of seqs) {
+      const hasBodies = this.statement(sql.hasBodies).pluck().get(seq, round) as number | undefined;
       // One that was revived meanwhile has another answer, or will have one.
-      if (this.statement(sql.isAsItEnded).get(seq, round) === undefined) continue;
+      if (hasBodies === undefined) continue;
       this.statement("DELETE FROM unfiled WHERE request_seq = ?").run(seq);
-      current.add(seq);
+      // What was erased meanwhile must not come back.
+      if (hasBodies) current.add(seq);
     }
     this.overwriting(() => {
       for (const [seq, bytes] of packs) {
@@ -475,14 +518,21 @@ export class Engine extends Ledger {
   private erased({ ids, what, at, unlessHeld }: Extract<Op, { kind: "erase" }>): CommitResult {
     this.overwriting(() => {
       for (const id of ids) {
-        const row = this.statement(sql.erasable).get(id, unlessHeld ? 1 : 0) as rows.RequestRow | undefined;
+        const row = this.erasableRow(id, unlessHeld);
         if (!row) continue;
-        this.forgetVectors(row);
+        if (row.endpoint === "embeddings") this.forgetVectors(row);
         if (what === "record") this.eraseRecord(row);
         else this.eraseBodies(row.seq as number, at);
       }
     });
     return applied;
+  }
+
+  private erasableRow(id: string, unlessHeld: { orphanedBefore: number } | undefined) {
+    const row = unlessHeld
+      ? this.statement(`${sql.erasable} AND ${notHeld}`).get(id, unlessHeld.orphanedBefore)
+      : this.statement(sql.erasable).get(id);
+    return row as rows.RequestRow | undefined;
   }
 
   private eraseRecord(row: rows.RequestRow): void {

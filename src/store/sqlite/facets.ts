@@ -5,6 +5,7 @@
 
 import { causeOf, type RequestRecord } from "../../core/request.ts";
 import type { FindStatement } from "./connection.ts";
+import { wellFormed } from "./rows.ts";
 
 /** A combination of values as JSON text, by which it crosses threads and is looked up. */
 export type Facet = string;
@@ -26,9 +27,11 @@ const insert = `INSERT INTO facets (${columns.join(", ")}) VALUES (${columns.map
 type Values = (string | number | null)[];
 
 export function facetOf(record: RequestRecord): Facet {
-  const { project, endpoint, model, upstream = null, state, lastErrorCode = null } = record;
+  const { project, endpoint, model, upstream = null, state, lastErrorCode } = record;
   const isResolved = state === "failed" && record.resolvedAt !== undefined;
-  const values: Values = [project, endpoint, model, upstream, state, lastErrorCode];
+  const errorCode = lastErrorCode === undefined ? null : wellFormed(lastErrorCode);
+  // Else it would be another one after a start, when what is known is read back.
+  const values: Values = [project, endpoint, wellFormed(model), upstream, state, errorCode];
   return JSON.stringify([...values, causeOf(record) ?? null, isResolved ? 1 : 0]);
 }
 

@@ -1,5 +1,6 @@
 /** What is read to find, count, erase and file requests, and to tell what they have used. */
 
+import { faultText } from "../../core/errors.ts";
 import type {
   Bulk,
   Count,
@@ -31,6 +32,8 @@ export interface Shelved {
   parts: (Part & { keyId: string | null })[];
   /** They stand together in one row. */
   isPacked: boolean;
+  /** Why there are none, where they cannot be read. */
+  fault?: string;
 }
 
 /** No more requests are read at once when their parts have so many bytes together. */
@@ -42,7 +45,9 @@ export const isHeavy = (requests: Shelved[]): boolean =>
 
 type ErasableQuery = Parameters<LedgerStore["erasable"]>[0];
 
-const notHeld = "NOT EXISTS (SELECT 1 FROM held WHERE request_seq = requests.seq)";
+/** Nobody waits for it, or went without it at an instant or later and may come back. */
+export const notHeld = `NOT EXISTS (SELECT 1 FROM held WHERE request_seq = requests.seq
+  AND (orphaned_at IS NULL OR orphaned_at >= ?))`;
 
 /** Columns must be named as the index has them. */
 const erasable = `SELECT id, ended_at AS endedAt FROM requests INDEXED BY requests_ended
@@ -131,15 +136,15 @@ export class Ledger extends Connection {
     return readUsage(this.statement, query);
   }
 
-  erasable({ what, state, endedBefore, keyedBefore, limit }: ErasableQuery): string[] {
+  erasable({ what, state, endedBefore, keyedBefore, orphanedBefore, limit }: ErasableQuery): string[] {
+    const statement = this.statement(erasable);
     const found: { id: string; endedAt: number }[] = [];
     for (const isErased of what === "record" ? [0, 1] : [0]) {
       for (const isKeyed of [0, 1]) {
         // Keys outlive bodies.
         const before = what === "record" && isKeyed ? Math.min(endedBefore, keyedBefore) : endedBefore;
-        found.push(
-          ...(this.statement(erasable).all(state, isErased, isKeyed, before, limit) as typeof found),
-        );
+        const values = [state, isErased, isKeyed, before, orphanedBefore, limit];
+        found.push(...(statement.all(...values) as typeof found));
       }
     }
     return found
@@ -148,8 +153,8 @@ export class Ledger extends Connection {
       .map(({ id }) => id);
   }
 
-  unwanted(endedBefore: number, limit: number): string[] {
-    return this.statement(unwanted).pluck().all(endedBefore, limit) as string[];
+  unwanted(endedBefore: number, limit: number, orphanedBefore: number): string[] {
+    return this.statement(unwanted).pluck().all(endedBefore, orphanedBefore, limit) as string[];
   }
 
   size(): Size {
@@ -234,9 +239,8 @@ export class Ledger extends Connection {
     for (let size = 0; read.length < found.length && size < shelvedMax; size += sizeOf(read.at(-1)!)) {
       const request = found[read.length]!;
       const pack = packs.get(request.seq) as Uint8Array | undefined;
-      const own = pack ? unpacked(pack) : (loose.all(request.seq) as Shelved["parts"]);
-      const parts = own.map((part) => ({ keyId: null, ...part }));
-      read.push({ ...request, parts, isPacked: pack !== undefined });
+      if (pack) read.push({ ...request, isPacked: true, ...partsIn(pack) });
+      else read.push({ ...request, isPacked: false, parts: loose.all(request.seq) as Shelved["parts"] });
     }
     return read;
   }
@@ -247,6 +251,14 @@ export class Ledger extends Connection {
 
   private at(seq: number): RequestRecord {
     return this.one("SELECT * FROM requests WHERE seq = ?", seq)!;
+  }
+}
+
+function partsIn(pack: Uint8Array): Pick<Shelved, "parts" | "fault"> {
+  try {
+    return { parts: unpacked(pack).map((part) => ({ keyId: null, ...part })) };
+  } catch (error) {
+    return { parts: [], fault: faultText(error) };
   }
 }
 

@@ -3,11 +3,19 @@
  * It only reads the database: what is to be written there goes back with each step.
  */
 
+import { faultText } from "../../core/errors.ts";
 import type { Engine, Shelved } from "./engine.ts";
 import { isHeavy } from "./ledger.ts";
 import type { Op } from "./op.ts";
 import { packed } from "./pack.ts";
-import { isBroken, type Lookup, removeSearchFile, SearchFile } from "./search-file.ts";
+import {
+  type Forgotten,
+  isBroken,
+  type Lookup,
+  removeSearchFile,
+  type SearchDoc,
+  SearchFile,
+} from "./search-file.ts";
 import { textsOf } from "./search-texts.ts";
 
 /** Forgotten requests that are looked after in a step. */
@@ -38,6 +46,8 @@ export interface Step {
   hasMore: boolean;
   /** Why the index has begun anew, if it has since the last step. */
   rebuilding?: string;
+  /** What is wrong with a request that was filed without its text. */
+  fault?: string;
 }
 
 /** What it is asked, by name. */
@@ -45,88 +55,110 @@ export type LibrarianAsks = Pick<Librarian, "step" | "find" | "forget" | "flush"
 
 export class Librarian {
   private readonly engine: Engine;
-  private readonly path: string;
-  private readonly epoch: number;
-  /** Undefined where text search is turned off. */
-  private file: SearchFile | undefined;
+  private readonly options: LibrarianOptions;
+  /** Not before it is needed: where it cannot be opened, the next one to ask tries again. */
+  private opened: SearchFile | undefined;
   private rebuilding: string | undefined;
   private hasRenewed = false;
   /** The newest of the requests that have not ended and are indexed. */
   private waitingTo = 0;
   /** The last of the forgotten ones that were looked after. */
   private forgottenTo = "";
+  /** Of a request that could not be dealt with in the step under way. */
+  private fault: string | undefined;
 
-  constructor(engine: Engine, { path, epoch, isRestart, isOn }: LibrarianOptions) {
+  constructor(engine: Engine, options: LibrarianOptions) {
     this.engine = engine;
-    this.path = path;
-    this.epoch = epoch;
-    if (isOn) {
-      const { file, why } = SearchFile.open(path, { epoch, isRestart });
-      this.file = file;
-      this.rebuilding = why;
-    } else {
-      // It would know ever less of what is there.
-      removeSearchFile(path);
-    }
+    this.options = options;
+    // It would know ever less of what is there.
+    if (!options.isOn) removeSearchFile(options.path);
+  }
+
+  /** Undefined where text search is turned off. @throws where it cannot be opened now */
+  private get file(): SearchFile | undefined {
+    if (this.opened || !this.options.isOn) return this.opened;
+    const { file, why } = SearchFile.open(this.options.path, this.options);
+    this.rebuilding = why;
+    this.opened = file;
+    return file;
   }
 
   /** Deals with some requests: those that have ended, those that wait for long and, while the index is made, all. */
   step({ waitingSince, limit }: StepQuery): Step {
+    this.fault = undefined;
     const ended = this.engine.unfiled(limit);
     const hasMore = ended.length === limit || isHeavy(ended);
-    const { file } = this;
-    if (!file) return { filed: filedOf(ended), hasMore };
-    try {
-      const waiting = this.engine.waitingSince(waitingSince, this.waitingTo, limit);
-      const older = this.older(file, limit - ended.length);
-      // While the index is made, one that has just ended is met twice.
-      const toFile = [
-        ...new Map([...older.requests, ...ended].map((request) => [request.seq, request])).values(),
-      ];
-      this.index(file, [...toFile, ...waiting]);
-      this.waitingTo = waiting.at(-1)?.seq ?? this.waitingTo;
+    if (!this.options.isOn) return { filed: filedOf(ended), hasMore };
+    const known = this.ofFile((file) => ({
+      lookedTo: file.lookedTo,
+      forgotten: file.forgotten(this.forgottenTo, forgottenMax),
+    }));
+    if (!known) return { hasMore: true };
+    const waiting = this.engine.waitingSince(waitingSince, this.waitingTo, limit);
+    const older = this.older(known.lookedTo, limit - ended.length);
+    // While the index is made, one that has just ended is met twice.
+    const toFile = [
+      ...new Map([...older.requests, ...ended].map((request) => [request.seq, request])).values(),
+    ];
+    const docs = [...toFile, ...waiting].map((request) => this.docOf(request));
+    const gone = known.forgotten.filter((one) => this.isGone(one)).map(({ id }) => id);
+    const isDone = this.ofFile((file) => {
+      file.add(docs);
       file.lookedTo = older.lookedTo;
-      this.dropForgotten(file);
-      const { rebuilding } = this;
-      this.rebuilding = undefined;
-      const isMade = older.lookedTo === undefined;
-      const filed = filedOf(toFile);
-      const moreWait = waiting.length === limit || isHeavy(waiting);
-      return { filed, hasMore: hasMore || moreWait || !isMade, rebuilding };
+      if (gone.length > 0) file.dropForgotten(gone);
+      return true;
+    });
+    if (!isDone) return { hasMore: true };
+    this.waitingTo = waiting.at(-1)?.seq ?? this.waitingTo;
+    this.forgottenTo = known.forgotten.length === forgottenMax ? known.forgotten.at(-1)!.id : "";
+    const { rebuilding } = this;
+    this.rebuilding = undefined;
+    const isMade = older.lookedTo === undefined;
+    const moreWait = waiting.length === limit || isHeavy(waiting);
+    return {
+      filed: filedOf(toFile),
+      hasMore: hasMore || moreWait || !isMade,
+      rebuilding,
+      fault: this.fault,
+    };
+  }
+
+  /** Undefined where the file turned out to be of no use, and a new one has begun. */
+  private ofFile<T>(work: (file: SearchFile) => T): T | undefined {
+    try {
+      return work(this.file!);
     } catch (error) {
       this.renew(error);
-      return { hasMore: true };
+      return undefined;
     }
   }
 
   /** Requests that ended before the index knew of them. */
-  private older(file: SearchFile, limit: number): { requests: Shelved[]; lookedTo: number | undefined } {
-    const from = file.lookedTo;
+  private older(
+    from: number | undefined,
+    limit: number,
+  ): { requests: Shelved[]; lookedTo: number | undefined } {
     if (from === undefined || limit === 0) return { requests: [], lookedTo: from };
     const { requests, lookedTo } = this.engine.endedFrom(from, limit);
     return { requests, lookedTo: lookedTo === from ? undefined : lookedTo };
   }
 
-  private index(file: SearchFile, requests: Shelved[]): void {
-    file.add(
-      requests.map(({ seq, id, project, endpoint, parts }) => ({
-        seq,
-        id,
-        project,
-        ...textsOf(endpoint, parts),
-      })),
-    );
+  /** One request that cannot be read must not stop all others: it has no text. */
+  private docOf({ seq, id, round, project, endpoint, parts, fault }: Shelved): SearchDoc {
+    const doc = { seq, id, round, project };
+    if (fault !== undefined) this.fault ??= fault;
+    try {
+      return { ...doc, ...textsOf(endpoint, parts) };
+    } catch (error) {
+      this.fault ??= faultText(error);
+      return { ...doc, prompt: "", answer: "" };
+    }
   }
 
-  /** A forgotten request that is gone from the database cannot come back. */
-  private dropForgotten(file: SearchFile): void {
-    const ids = file.forgotten(this.forgottenTo, forgottenMax);
-    this.forgottenTo = ids.length === forgottenMax ? ids.at(-1)! : "";
-    const gone = ids.filter((id) => {
-      const record = this.engine.get(id);
-      return !record || record.bodiesErasedAt !== undefined;
-    });
-    if (gone.length > 0) file.dropForgotten(gone);
+  /** A forgotten request that is gone from the database cannot come back; one that was tried again is another. */
+  private isGone({ id, round }: Forgotten): boolean {
+    const record = this.engine.get(id);
+    return !record || record.bodiesErasedAt !== undefined || record.round > round;
   }
 
   /** Ids of requests, in their order. */
@@ -140,12 +172,12 @@ export class Librarian {
   }
 
   forget(ids: string[]): void {
-    try {
-      this.file?.forget(ids);
-    } catch (error) {
-      this.renew(error);
-      this.file?.forget(ids);
-    }
+    const requests = ids.map((id) => ({ id, round: this.engine.get(id)?.round ?? 0 }));
+    const isDone = this.ofFile((file) => {
+      file.forget(requests);
+      return true;
+    });
+    if (!isDone) this.file?.forget(requests);
   }
 
   /** What is forgotten is no longer in the file's log either. */
@@ -160,21 +192,27 @@ export class Librarian {
   /** How many requests are not looked through yet; while the index is being made, about. */
   behind(): number {
     const unfiled = this.engine.countUnfiled();
-    const looked = this.file?.lookedTo;
-    return looked === undefined ? unfiled : Math.max(unfiled, this.engine.size().requests - looked, 1);
+    try {
+      const looked = this.file?.lookedTo;
+      return looked === undefined ? unfiled : Math.max(unfiled, this.engine.size().requests - looked, 1);
+    } catch {
+      // It is not made as long as it cannot be opened; the next step tells why.
+      return Math.max(unfiled, 1);
+    }
   }
 
   close(): void {
-    this.file?.close();
+    this.opened?.close();
     this.engine.close();
   }
 
   /** Begins a new index where the error says that the old one is of no use, once. @throws the error where it does not help */
   private renew(error: unknown): void {
-    if (!isBroken(error) || this.hasRenewed || !this.file) throw error;
+    if (!isBroken(error) || this.hasRenewed || !this.opened) throw error;
     this.hasRenewed = true;
-    this.file.close();
-    this.file = SearchFile.anew(this.path, this.epoch);
+    this.opened.close();
+    this.opened = undefined;
+    this.opened = SearchFile.anew(this.options.path, this.options.epoch);
     this.rebuilding = "it is damaged";
     this.waitingTo = 0;
   }

@@ -51,7 +51,10 @@ interface ChangeOp<B> extends Accounts {
   row: rows.Value[];
   /** Values of `roundColumns`, where a new round begins. */
   round?: rows.Value[];
-  /** What must hold: id, state, attempt, round, owner's node and epoch. */
+  /**
+   * What must hold: id, state, attempt, round, owner's node and epoch; where a new round begins, also when bodies were
+   * erased, and whether the round brings a body.
+   */
   fence: rows.Value[];
   /** Values of `attemptColumns`, of an attempt that has ended. */
   attempt?: rows.Value[];
@@ -129,12 +132,13 @@ function changeOp({
   const { expect, record, attempt, keepThrottled } = transition;
   const isRound = record.round !== expect.round;
   const fence = fenceOf(record.id, expect);
+  const hasBody = parts?.some(({ kind }) => kind === "body");
   return {
     kind: "change",
     id: record.id,
     row: rows.changingValues(record),
     round: isRound ? rows.roundValues(record) : undefined,
-    fence: isRound ? [...fence, parts?.some(({ kind }) => kind === "body") ? 1 : 0] : fence,
+    fence: isRound ? [...fence, expect.bodiesErasedAt ?? null, hasBody ? 1 : 0] : fence,
     ...accounts(record, tallies),
     attempt: attempt && rows.attemptValues(attempt, record),
     keepThrottled,

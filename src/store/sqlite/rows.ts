@@ -17,7 +17,6 @@ export const fixedColumns = [
   "created_at",
   "idempotency_key",
   "fingerprint",
-  "call_hash",
   "tags",
   "cached_from",
   "origin",
@@ -34,6 +33,7 @@ export const roundColumns = [
   "deadline_at",
   "prompt_hash",
   "body_hash",
+  "call_hash",
   "resolved_at",
   "bodies_erased_at",
 ];
@@ -73,6 +73,8 @@ export type RequestRow = Record<string, Value>;
 const json = (value: unknown): string | null => (value === undefined ? null : JSON.stringify(value));
 export const listOrNull = (list: (string | number)[]): string | null =>
   list.length === 0 ? null : JSON.stringify(list);
+/** Text as the database gives it back: half of a character is none. */
+export const wellFormed = (text: string): string => text.replace(/\p{Surrogate}/gu, "\ufffd");
 const hex = (bytes: Value): string | undefined =>
   bytes instanceof Uint8Array ? Buffer.from(bytes).toString("hex") : undefined;
 
@@ -85,7 +87,6 @@ export function fixedValues(record: RequestRecord): Value[] {
     record.createdAt,
     record.idempotencyKey ?? null,
     record.fingerprint ?? null,
-    record.callHash ?? null,
     listOrNull(record.tags),
     record.cachedFrom ?? null,
     json(record.origin),
@@ -97,13 +98,14 @@ export function fixedValues(record: RequestRecord): Value[] {
 export function roundValues(record: RequestRecord): Value[] {
   return [
     record.round,
-    record.model,
+    wellFormed(record.model),
     priorityNumber(record.priority),
     JSON.stringify(record.terms),
     record.terms.store === "none" ? 1 : null,
     record.deadlineAt,
     record.promptHash ?? null,
     record.bodyHash ?? null,
+    record.callHash ?? null,
     record.resolvedAt ?? null,
     record.bodiesErasedAt ?? null,
   ];
@@ -131,7 +133,7 @@ export function changingValues(record: RequestRecord): Value[] {
     record.responseId ?? null,
     record.usage ?? null,
     json(record.error),
-    record.lastErrorCode ?? null,
+    record.lastErrorCode === undefined ? null : wellFormed(record.lastErrorCode),
     record.endReason ?? null,
     listOrNull(record.forks),
     record.invalid,

@@ -15,7 +15,14 @@ export interface SearchDoc extends Texts {
   /** Of the request's row: the order of requests. */
   seq: number;
   id: string;
+  round: number;
   project: string;
+}
+
+/** A request whose texts are not to be known, and the last round of it that this is about. */
+export interface Forgotten {
+  id: string;
+  round: number;
 }
 
 /** The number of a start of the database, and whether the index was open in it before. */
@@ -37,7 +44,7 @@ export interface Lookup {
 /** Marks a file as ours: "Outs". */
 const applicationId = 0x4f757473;
 /** Counts up with anything that makes an older file's entries wrong, the folding of words among it. */
-const version = 1;
+const version = 2;
 
 const tokenizer = "unicode61 remove_diacritics 2 categories 'L* N* Co Mn Mc'";
 
@@ -52,8 +59,8 @@ CREATE TABLE docs (
   project TEXT NOT NULL,
   packed BLOB NOT NULL
 ) STRICT;
--- Forgotten, and perhaps still in the database: not to be indexed again.
-CREATE TABLE forgotten (id TEXT PRIMARY KEY) STRICT, WITHOUT ROWID;
+-- Forgotten, and perhaps still in the database: not to be indexed again, unless a later round asks something else.
+CREATE TABLE forgotten (id TEXT PRIMARY KEY, round INTEGER NOT NULL) STRICT, WITHOUT ROWID;
 -- The last start of the database that wrote here, and the last row that was looked at while the index is being made.
 CREATE TABLE place (epoch INTEGER NOT NULL, looked_to INTEGER) STRICT;
 INSERT INTO place VALUES (0, 0);
@@ -66,6 +73,9 @@ PRAGMA user_version = ${version};
 
 const sql = {
   insertDoc: "INSERT INTO docs (seq, id, project, packed) VALUES (?, ?, ?, ?)",
+  forget: `INSERT INTO forgotten (id, round) VALUES (?, ?)
+    ON CONFLICT (id) DO UPDATE SET round = max(round, excluded.round)`,
+  isForgotten: "SELECT 1 FROM forgotten WHERE id = ? AND round >= ?",
   insertText: "INSERT INTO texts (rowid, project, prompt, answer) VALUES (?, ?, ?, ?)",
   // What a contentless table deletes has to be told as it was inserted.
   deleteText: "INSERT INTO texts (texts, rowid, project, prompt, answer) VALUES ('delete', ?, ?, ?, ?)",
@@ -105,6 +115,7 @@ export class SearchFile {
    * Opens the index of the database at `path`, or begins a new one where there is none that can be used.
    * @param start the start of the database: each counts one more
    * @returns the file, and why it had to begin anew where there was one
+   * @throws where the file cannot be opened now, and nothing says that it is of no use: the disk may be full
    */
   static open(path: string, start: Start): { file: SearchFile; why?: string } {
     const { epoch } = start;
@@ -115,8 +126,9 @@ export class SearchFile {
         if (why === undefined) return { file };
         file.close();
         return { file: SearchFile.anew(path, epoch), why };
-      } catch {
+      } catch (error) {
         file.close();
+        if (!isBroken(error) && !isUnlike(error)) throw error;
         return { file: SearchFile.anew(path, epoch), why: "it is damaged" };
       }
     }
@@ -127,12 +139,17 @@ export class SearchFile {
   static anew(path: string, epoch: number): SearchFile {
     removeSearchFile(path);
     const file = new SearchFile(searchPath(path));
-    // Has an effect only before the first table is made.
-    file.db.exec("PRAGMA page_size = 4096");
-    file.prepareConnection();
-    file.inTransaction(() => file.db.exec(schema));
-    file.statement("UPDATE place SET epoch = ?").run(epoch);
-    return file;
+    try {
+      // Has an effect only before the first table is made.
+      file.db.exec("PRAGMA page_size = 4096");
+      file.prepareConnection();
+      file.inTransaction(() => file.db.exec(schema));
+      file.statement("UPDATE place SET epoch = ?").run(epoch);
+      return file;
+    } catch (error) {
+      file.close();
+      throw error;
+    }
   }
 
   /** Why it is of no use for this start of the database; undefined where it is, and belongs to this start from now on. */
@@ -168,7 +185,7 @@ export class SearchFile {
   }
 
   /** Takes out what was known of a request. False where nothing is to be put in its place. */
-  private makeRoom({ seq, id, project, prompt, answer }: SearchDoc): boolean {
+  private makeRoom({ seq, id, round, project, prompt, answer }: SearchDoc): boolean {
     for (const known of this.statement(sql.known).all(seq, id) as Known[]) {
       const was = unpacked(known.packed);
       const isSame = known.seq === seq && known.project === project;
@@ -176,7 +193,7 @@ export class SearchFile {
       this.remove(known);
     }
     const isEmpty = prompt === "" && answer === "";
-    return !isEmpty && !this.statement("SELECT 1 FROM forgotten WHERE id = ?").get(id);
+    return !isEmpty && !this.statement(sql.isForgotten).get(id, round);
   }
 
   private remove({ seq, project, packed }: Known): void {
@@ -186,11 +203,11 @@ export class SearchFile {
     this.removed.push(prompt, answer);
   }
 
-  /** Takes these requests out, for good. What they said is still in the log until `flush`. */
-  forget(ids: string[]): void {
+  /** Takes these requests out, up to these rounds for good. What they said is still in the log until `flush`. */
+  forget(requests: Forgotten[]): void {
     this.change(() => {
-      for (const id of ids) {
-        this.statement("INSERT OR IGNORE INTO forgotten VALUES (?)").run(id);
+      for (const { id, round } of requests) {
+        this.statement(sql.forget).run(id, round);
         const known = this.statement("SELECT seq, project, packed FROM docs WHERE id = ?").get(id);
         if (known) this.remove(known as Known);
       }
@@ -203,9 +220,9 @@ export class SearchFile {
   }
 
   /** The next of those that are forgotten; those that are gone from the database need not be remembered. */
-  forgotten(after: string, limit: number): string[] {
-    const sql = "SELECT id FROM forgotten WHERE id > ? ORDER BY id LIMIT ?";
-    return this.statement(sql).pluck().all(after, limit) as string[];
+  forgotten(after: string, limit: number): Forgotten[] {
+    const sql = "SELECT id, round FROM forgotten WHERE id > ? ORDER BY id LIMIT ?";
+    return this.statement(sql).all(after, limit) as Forgotten[];
   }
 
   dropForgotten(ids: string[]): void {
@@ -288,6 +305,10 @@ function unpacked(bytes: Uint8Array): Texts {
   const [prompt = "", answer = ""] = inflateRawSync(bytes).toString().split("\0");
   return { prompt, answer };
 }
+
+/** Whether an error says that tables are not there, or are not as they should be. */
+const isUnlike = (error: unknown): boolean =>
+  error instanceof Error && "code" in error && error.code === "SQLITE_ERROR";
 
 /** Whether an error says that the file itself is of no use, and not that the disk is full. */
 export function isBroken(error: unknown): boolean {

@@ -66,7 +66,12 @@ function textOf(body: string, within: Set<string> | undefined): string {
       for (const [name, one] of Object.entries(value)) if (!within || within.has(name)) collect(one);
     }
   };
-  collect(parsed(body));
+  try {
+    collect(parsed(body));
+  } catch (error) {
+    // Callers decide how deep a body is: it is indexed as far as that could be followed.
+    if (!(error instanceof RangeError)) throw error;
+  }
   return found.join("\n");
 }
 

@@ -89,7 +89,7 @@ export class Search implements SearchIndex {
   note(): void {
     this.changes++;
     this.changedAt = this.options.clock.ticks();
-    if (!this.isAwake) this.goOnIn(roundMs);
+    if (!this.isAwake && !this.isClosed) this.goOnIn(roundMs);
   }
 
   async find({ project, text, ...page }: SearchQuery): Promise<string[]> {
@@ -148,6 +148,7 @@ export class Search implements SearchIndex {
       const step = await this.ask("step", { waitingSince: clock.now() - longMs, limit: this.stepLimit });
       const tookMs = clock.ticks() - at;
       if (step.rebuilding !== undefined) observer.tell({ event: "search_rebuilding", why: step.rebuilding });
+      if (step.fault !== undefined) observer.tell({ event: "fault", where: "search", message: step.fault });
       if (step.filed) for (const some of slices(step.filed)) await write(some);
       if (step.hasMore) return this.restAfter(at, tookMs);
       return clock.ticks() - this.changedAt < quietAfterMs ? roundMs : undefined;

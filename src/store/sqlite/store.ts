@@ -61,6 +61,9 @@ const spaceCheckMs = 1000;
 /** A disk that was too full has room again when this much is free, also where no floor is set. */
 const roomBytes = 1024 * 1024;
 
+/** After these there is something to do for the librarian. */
+const noted = new Set<ChangeSet["kind"]>(["accept", "change", "erase"]);
+
 export class SqliteStore implements Store, FlowStore, CacheStore, LedgerStore {
   /** The number of this start. */
   readonly epoch: number;
@@ -109,7 +112,7 @@ export class SqliteStore implements Store, FlowStore, CacheStore, LedgerStore {
   }
 
   commit(change: ChangeSet): Promise<CommitResult> {
-    if (change.kind === "accept" || change.kind === "change") this.search.note();
+    if (noted.has(change.kind)) this.search.note();
     return this.write(opOf(change), change);
   }
 
@@ -152,7 +155,7 @@ export class SqliteStore implements Store, FlowStore, CacheStore, LedgerStore {
   deadLetters: LedgerStore["deadLetters"] = (filter, limit) => this.survey("deadLetters", filter, limit);
   usage: LedgerStore["usage"] = (query) => this.survey("usage", query);
   erasable: LedgerStore["erasable"] = (query) => this.survey("erasable", query);
-  unwanted: LedgerStore["unwanted"] = (endedBefore, limit) => this.survey("unwanted", endedBefore, limit);
+  unwanted: LedgerStore["unwanted"] = (...query) => this.survey("unwanted", ...query);
   size: LedgerStore["size"] = () => this.survey("size");
   bulk: LedgerStore["bulk"] = (id) => this.read("bulk", id);
   bulkByKey: LedgerStore["bulkByKey"] = (project, key) => this.read("bulkByKey", project, key);
@@ -281,8 +284,16 @@ export class SqliteStore implements Store, FlowStore, CacheStore, LedgerStore {
     ...args: Parameters<Reads[N]>
   ): Promise<ReturnType<Reads[N]>> {
     if (this.closing) return Promise.reject(closedError());
-    this.lister ??= Thread.start({ role: "reader", path: this.options.path });
+    this.lister ??= this.startLister();
     return this.readBy(this.lister, name, ...args);
+  }
+
+  private startLister(): Promise<Thread> {
+    return Thread.start({ role: "reader", path: this.options.path }).catch((error) => {
+      // The next one to ask tries again.
+      this.lister = undefined;
+      throw error;
+    });
   }
 
   private async readBy<N extends keyof Reads>(

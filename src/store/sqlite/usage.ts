@@ -33,10 +33,13 @@ const marks = [...keyColumns, ...sumColumns].map(() => "?").join(", ");
 const add = `INSERT INTO usage (${[...keyColumns, ...sumColumns].join(", ")}) VALUES (${marks})
   ON CONFLICT DO UPDATE SET ${sumColumns.map((name) => `${name} = ${name} + excluded.${name}`).join(", ")}`;
 
-/** So many different instructions of a project are kept apart in a day; those of further ones are added up together. */
-const promptsMax = 500;
-/** Of so many days and projects it is in memory which these are. */
-const promptSetsMax = 200;
+/**
+ * So many different instructions of a project are kept apart in a day, and so many tags. Further instructions are added
+ * up together; further tags have no sums of their own.
+ */
+const apartMax = 500;
+/** So often, by day and project, it is in memory which these are. */
+const setsMax = 400;
 
 /** A tally as it crosses threads: what it is kept apart by, as JSON, and what is added: the place of a sum, and a number. */
 export type TallyRow = [common: string, promptHash: string, tags: string[], added: number[]];
@@ -59,16 +62,18 @@ export class Usage {
     string,
     { common: string; rest: [promptHash: string, tag: string]; sums: number[] }
   >();
-  /** By day and project. */
-  private readonly prompts = new Map<string, Set<string>>();
+  /** What is kept apart, by column, day and project; and what the transaction has added to it. */
+  private readonly apart = new Map<string, Set<string>>();
+  private readonly fresh: [Set<string>, string][] = [];
 
   constructor(statement: FindStatement) {
     this.statement = statement;
   }
 
   add([common, promptHash, tags, added]: TallyRow): void {
-    const hash = promptHash === "" ? "" : this.promptOf(common, promptHash);
+    const hash = this.isApart("prompt_hash", common, promptHash) ? promptHash : "";
     for (const tag of new Set(["", ...tags])) {
+      if (!this.isApart("tag", common, tag)) continue;
       const key = `${common}\n${hash}\n${tag}`;
       const known = this.sums.get(key) ?? { common, rest: [hash, tag], sums: sumNames.map(() => 0) };
       for (let i = 0; i < added.length; i += 2) known.sums[added[i]!]! += added[i + 1]!;
@@ -82,28 +87,32 @@ export class Usage {
       this.statement(add).run([...JSON.parse(common), ...rest, ...sums]);
     }
     this.sums.clear();
+    this.fresh.length = 0;
   }
 
   /** After a transaction that was rolled back. */
   forget(): void {
     this.sums.clear();
-    this.prompts.clear();
+    for (const [known, value] of this.fresh) known.delete(value);
+    this.fresh.length = 0;
   }
 
-  private promptOf(common: string, promptHash: string): string {
+  private isApart(column: "prompt_hash" | "tag", common: string, value: string): boolean {
+    if (value === "") return true;
     const [day, project] = JSON.parse(common) as [number, string];
-    const name = `${day} ${project}`;
-    let known = this.prompts.get(name);
+    const name = `${column} ${day} ${project}`;
+    let known = this.apart.get(name);
     if (!known) {
-      if (this.prompts.size >= promptSetsMax) this.prompts.clear();
-      const sql =
-        "SELECT DISTINCT prompt_hash FROM usage WHERE day = ? AND project = ? AND prompt_hash <> ''";
+      if (this.apart.size >= setsMax) this.apart.clear();
+      const sql = `SELECT DISTINCT ${column} FROM usage WHERE day = ? AND project = ? AND ${column} <> ''`;
       known = new Set(this.statement(sql).pluck().all(day, project) as string[]);
-      this.prompts.set(name, known);
+      this.apart.set(name, known);
     }
-    if (known.size >= promptsMax && !known.has(promptHash)) return "";
-    known.add(promptHash);
-    return promptHash;
+    if (known.has(value)) return true;
+    if (known.size >= apartMax) return false;
+    known.add(value);
+    this.fresh.push([known, value]);
+    return true;
   }
 }
 
