@@ -63,9 +63,7 @@ export function createApp(options: ApiOptions, connections: Connections): Hono<{
   app.all("/v1/upstreams", v1(noSuchRoute));
   app.get("/v1/chat/completions/:id", v1(getCompletion));
   app.get("/v1/requests", v1(listRequests));
-  app.get("/v1/requests/counts", v1(countRequests));
-  app.get("/v1/requests/dead_letters", v1(listDeadLetters));
-  app.get("/v1/requests/:id", v1(getRequest));
+  app.get("/v1/requests/:id", v1(getRequestOr({ counts: countRequests, dead_letters: listDeadLetters })));
   app.get("/v1/requests/:id/attempts", v1(getAttempts));
   app.get("/v1/requests/:id/stream", v1(getStream));
   app.delete("/v1/requests/:id", v1(eraseRequest));
@@ -90,6 +88,12 @@ export function createApp(options: ApiOptions, connections: Connections): Hono<{
   app.all("*", v1(noSuchRoute));
   return app;
 }
+
+/** Routes of their own beside one for every id would cost each call the fast router. */
+const getRequestOr =
+  (named: Record<string, Handler>): Handler =>
+  (call, options) =>
+    (named[call.params.id ?? ""] ?? getRequest)(call, options);
 
 const noSuchRoute: Handler = async ({ incoming }) => {
   const path = incoming.url?.split("?", 1)[0];

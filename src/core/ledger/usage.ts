@@ -38,7 +38,7 @@ export function talliesOf({ record, attempt, expect }: Transition, used?: Usage)
     {
       key: keyOf(record, lane, at),
       tags: record.tags,
-      sums: { ...(attempt && attemptSums(attempt, used)), ...ended },
+      sums: attempt ? Object.assign(attemptSums(attempt, used), ended) : (ended ?? {}),
     },
   ];
 }

@@ -47,8 +47,8 @@ export type TallyRow = [common: string, promptHash: string, tags: string[], adde
 export function tallyRow({ key, tags, sums }: Tally): TallyRow {
   const common = JSON.stringify([key.day, key.project, key.endpoint, key.model, key.upstream]);
   const added: number[] = [];
-  for (const [i, name] of sumNames.entries()) {
-    const n = sums[name];
+  for (let i = 0; i < sumNames.length; i++) {
+    const n = sums[sumNames[i]!];
     // A number that is none would make the change impossible, and with it the end of a request.
     if (n && Number.isFinite(n)) added.push(i, n);
   }
