@@ -2,7 +2,7 @@
 
 import { createHash } from "node:crypto";
 import { isValidCursor, parseCursor } from "../../src/core/stream-cursor.ts";
-import { KeptDatabase } from "../support/database.ts";
+import { KeptDatabase, partReader } from "../support/database.ts";
 import type { Reply, Wish } from "./callers.ts";
 import { type Heard, readEvents } from "./listeners.ts";
 import type { Line } from "./processes.ts";
@@ -49,19 +49,20 @@ export function readDatabase(path: string): Pick<Evidence, "records" | "soundnes
   try {
     const integrity = db.prepare("PRAGMA integrity_check").pluck().all() as string[];
     const strays = db.prepare("PRAGMA foreign_key_check").all() as unknown[];
-    const part = (kind: string) =>
-      `(SELECT bytes FROM parts WHERE request_seq = requests.seq AND kind = '${kind}')`;
+    const part = partReader(db);
     const rows = db.prepare(
-      `SELECT seq, id, state, round, attempt, idempotency_key, duplicate_possible, error, forks,
-        ${part("body")} AS body, ${part("answer")} AS answer FROM requests ORDER BY seq`,
+      `SELECT seq, id, state, round, attempt, idempotency_key, duplicate_possible, error, forks
+        FROM requests ORDER BY seq`,
     );
     const attempts = db.prepare(
       "SELECT number, verdict, ended_at AS endedAt FROM attempts WHERE request_seq = ? ORDER BY number",
     );
     const batches = db.prepare("SELECT seq AS after, bytes FROM events WHERE request_seq = ? ORDER BY seq");
     const records: Stored[] = [];
-    for (const row of rows.iterate() as Iterable<Row>)
-      records.push(stored(row, attempts.all(row.seq), batches.all(row.seq) as Batch[]));
+    for (const row of rows.all() as Omit<Row, "body" | "answer">[]) {
+      const bodies = { body: part(row.seq, "body")!, answer: part(row.seq, "answer") };
+      records.push(stored({ ...row, ...bodies }, attempts.all(row.seq), batches.all(row.seq) as Batch[]));
+    }
     return {
       records,
       soundness: [

@@ -2,7 +2,7 @@
 
 import { createHash } from "node:crypto";
 import { join } from "node:path";
-import { KeptDatabase } from "../support/database.ts";
+import { KeptDatabase, partReader } from "../support/database.ts";
 import { answer, fail, type Step } from "../support/fake-upstream.ts";
 import type { Luck } from "./luck.ts";
 
@@ -94,12 +94,12 @@ export function inspect(dir: string, { accepted, delivered }: Ledger): Finding {
   const db = new KeptDatabase(join(dir, "outlast.db"), { readonly: true });
   const all = (sql: string) => db.prepare(sql).pluck().all() as string[];
   const known = new Set(all("SELECT id FROM requests"));
-  const answers = db
-    .prepare(
-      `SELECT id, bytes FROM requests LEFT JOIN parts ON request_seq = requests.seq AND kind = 'answer'
-        WHERE state = 'completed'`,
-    )
-    .all() as { id: string; bytes: Buffer | null }[];
+  const part = partReader(db);
+  const completed = db.prepare("SELECT id, seq FROM requests WHERE state = 'completed'").all();
+  const answers = (completed as { id: string; seq: number }[]).map(({ id, seq }) => ({
+    id,
+    bytes: part(seq, "answer"),
+  }));
   const recorded = new Map(answers.map(({ id, bytes }) => [id, bytes && hash(bytes)]));
   const unfinished = all("SELECT id FROM requests WHERE state NOT IN ('completed', 'failed', 'cancelled')");
   const open = all(

@@ -120,7 +120,7 @@ describe("without a floor, a disk that fills to the last byte", () => {
     const release = holdAnswers();
     const held = [1, 2, 3].map(() => call(url, ledger));
     await fake.calls(3);
-    disk.fill(2 * megabyte);
+    disk.fill(3 * megabyte);
     await expectRefusal(await callUntilRefused(url, 20_000));
     disk.fill(0);
     await expectRefusal(await callUntilRefused(url, 10));

@@ -1,5 +1,7 @@
 import Database from "better-sqlite3";
+import type { PartKind } from "../../src/core/ports.ts";
 import { keep } from "../../src/store/sqlite/keep.ts";
+import { unpacked } from "../../src/store/sqlite/pack.ts";
 
 /** The value of a pragma, or of its setting. See src/store/sqlite/keep.ts for why the statement is kept. */
 export function pragmaOf(db: Database.Database, text: string): unknown {
@@ -24,4 +26,15 @@ export class KeptDatabase extends Database {
   override pragma(text: string): unknown {
     return pragmaOf(this as never, text);
   }
+}
+
+/** Reads a part of a request, whether its parts stand apart or are packed; null where there is none. */
+export function partReader(db: KeptDatabase): (requestSeq: number, kind: PartKind) => Uint8Array | null {
+  const loose = db.prepare("SELECT bytes FROM parts WHERE request_seq = ? AND kind = ?").pluck();
+  const packs = db.prepare("SELECT bytes FROM packs WHERE request_seq = ?").pluck();
+  return (requestSeq, kind) => {
+    const pack = packs.get(requestSeq) as Uint8Array | undefined;
+    if (!pack) return (loose.get(requestSeq, kind) as Uint8Array | undefined) ?? null;
+    return unpacked(pack).find((part) => part.kind === kind)?.bytes ?? null;
+  };
 }
