@@ -6,8 +6,9 @@ import type { Content } from "./attempts.ts";
 import { AppError } from "./errors.ts";
 import type { Slot } from "./lane.ts";
 import type { Waiting } from "./lanes.ts";
-import { Ledger, type LedgerSettings } from "./ledger/ledger.ts";
+import { Ledger } from "./ledger/ledger.ts";
 import type { RetryChange } from "./ledger/ports.ts";
+import type { RetentionSettings } from "./ledger/retention.ts";
 import { talliesOf, talliesOfHit } from "./ledger/usage.ts";
 import { Line } from "./line.ts";
 import type { ChangeSet, Ended, World } from "./ports.ts";
@@ -79,7 +80,7 @@ export type Submission = {
   hasGone?: boolean;
 };
 
-export interface QueueSettings extends SchedulerSettings, AdoptionSettings, RoundSettings, LedgerSettings {
+export interface QueueSettings extends SchedulerSettings, AdoptionSettings, RoundSettings, RetentionSettings {
   limits: Limits;
 }
 

@@ -21,8 +21,6 @@ import type {
 } from "./ports.ts";
 import { Retention, type RetentionSettings } from "./retention.ts";
 
-export interface LedgerSettings extends RetentionSettings {}
-
 /** How many are looked at together, and so often by their text alone: mostly that is enough. */
 const pageSize = 256;
 const stepsAlone = 2;
@@ -67,7 +65,7 @@ export class Ledger {
   private readonly retention: Retention;
   private readonly bulkRuns: Bulks;
 
-  constructor(world: World, settings: LedgerSettings, hands: Hands) {
+  constructor(world: World, settings: RetentionSettings, hands: Hands) {
     this.world = world;
     this.hands = hands;
     this.eraser = new Eraser(world);
