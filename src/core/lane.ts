@@ -44,6 +44,8 @@ export interface Lane {
   flow: LaneFlow;
   /** The calls in flight, in the order in which they were granted. */
   slots: Set<Slot>;
+  /** How many of them are over at the upstream, and only their end is not written yet. */
+  over: number;
   holds: Holds;
 }
 
@@ -59,6 +61,8 @@ export interface Slot {
   upstreamProbe: boolean;
   laneTrial: boolean;
   upstreamTrial: boolean;
+  /** What came of the call is known. */
+  isOver: boolean;
 }
 
 /** What a slot takes where nothing is limited: what its call asks for was not worked out, and is not settled. */

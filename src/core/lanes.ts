@@ -120,6 +120,7 @@ export class Lanes {
       arrivals: new Set(),
       flow,
       slots: new Set(),
+      over: 0,
       holds: new Holds(),
     };
     this.lanes.set(key, lane);
@@ -263,6 +264,7 @@ export class Lanes {
       upstreamProbe: by.byUpstream === "probe",
       laneTrial: by.laneTrial === "probe",
       upstreamTrial: by.upstreamTrial === "probe",
+      isOver: false,
     };
     lane.slots.add(slot);
     return slot;
@@ -374,6 +376,7 @@ export class Lanes {
     const { lane } = slot;
     const { upstream } = lane;
     lane.slots.delete(slot);
+    if (slot.isOver) lane.over--;
     upstream.inFlight--;
     this.forgetIdle(lane);
   }

@@ -53,6 +53,8 @@ export class Learning {
     this.learnBreakers(slot, record, { ...reading, isFault }, now, luck);
     this.learnLimits(slot, record, reading, now, isWhole);
     this.learnConcurrency(slot, reading, now);
+    if (!slot.isOver) slot.lane.over++;
+    slot.isOver = true;
   }
 
   /** A stream has said something. True where the question was whether its upstream is well. */
@@ -194,14 +196,15 @@ export class Learning {
   }
 
   private learnConcurrency(slot: Slot, { isOverload, verdict }: Reading, now: number): void {
-    const { flow, slots, key } = slot.lane;
-    const inFlight = slots.size;
+    const { flow, slots, over, key } = slot.lane;
     if (verdict === "success") {
       flow.succeededAt = now;
-      flow.concurrency = onSuccess(flow.concurrency, inFlight, flow.maxConcurrency, now);
+      flow.concurrency = onSuccess(flow.concurrency, slots.size, flow.maxConcurrency, now);
     }
     if (!isOverload || slot.laneProbe || slot.laneTrial) return;
     const before = Math.floor(flow.concurrency.limit);
+    // Many refusals are written at once: those before this one are no longer at the upstream.
+    const inFlight = slots.size - over;
     flow.concurrency = onOverload(flow.concurrency, slot.grantedAt, now, flow.minConcurrency, inFlight);
     const limit = Math.floor(flow.concurrency.limit);
     if (limit < before) this.observer.tell({ event: "concurrency_lowered", lane: key, limit });

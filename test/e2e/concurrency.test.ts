@@ -92,6 +92,21 @@ describe.each([429, 503])(
       expect(upstream.state.refused).toBeLessThan(150);
     });
 
+    test("of a first wave, no more are refused than were sent at once", async () => {
+      const clock = new HandClock();
+      const outlast = await start({ clock, upstreamToml: "max_concurrency = 32" });
+      const upstream = worker(clock, fail(status));
+      const wave = outlast.fake.calls(32);
+      outlast.fake.otherwise(async (call, res) => {
+        await wave;
+        return upstream.step(call, res);
+      });
+      await submitMany(outlast, 100);
+      await wave;
+      expect(await round(outlast, upstream)).toBe(5);
+      expect(upstream.state.refused).toBe(27);
+    });
+
     test("it grows again when more are borne", async () => {
       const clock = new HandClock();
       const outlast = await start({ clock, upstreamToml: "max_concurrency = 16" });
