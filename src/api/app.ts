@@ -59,11 +59,12 @@ export function createApp(options: ApiOptions, connections: Connections): Hono<{
   app.post("/v1/embeddings/", v1(jsonRoute(postEmbeddings)));
   app.get("/v1/upstreams", v1(listUpstreams));
   app.get("/v1/upstreams/", v1(listUpstreams));
-  app.all("/v1/upstreams/*", v1(noSuchRoute));
-  app.all("/v1/upstreams", v1(noSuchRoute));
   app.get("/v1/chat/completions/:id", v1(getCompletion));
   app.get("/v1/requests", v1(listRequests));
-  app.get("/v1/requests/:id", v1(getRequestOr({ counts: countRequests, dead_letters: listDeadLetters })));
+  app.get(
+    "/v1/requests/:id",
+    v1(named({ counts: countRequests, dead_letters: listDeadLetters }, getRequest)),
+  );
   app.get("/v1/requests/:id/attempts", v1(getAttempts));
   app.get("/v1/requests/:id/stream", v1(getStream));
   app.delete("/v1/requests/:id", v1(eraseRequest));
@@ -71,29 +72,30 @@ export function createApp(options: ApiOptions, connections: Connections): Hono<{
   app.post("/v1/requests/:id/retry", v1(jsonIfAny(retryRequest)));
   app.post("/v1/requests/:id/replay", v1(jsonIfAny(replayRequest)));
   app.post("/v1/requests/:id/resolve", v1(jsonIfAny(resolveRequest)));
-  for (const action of bulkActions) app.post(`/v1/requests/${action}`, v1(jsonRoute(askBulk(action))));
+  const bulks = Object.fromEntries(bulkActions.map((action) => [action, jsonRoute(askBulk(action))]));
+  app.post("/v1/requests/:id", v1(named(bulks, noSuchRoute)));
   app.get("/v1/bulks", v1(listBulks));
   app.get("/v1/bulks/:id", v1(getBulk));
   app.post("/v1/bulks/:id/cancel", v1(cancelBulk));
   app.get("/v1/usage", v1(getUsage));
-  for (const own of ["requests", "bulks", "usage"]) {
-    app.all(`/v1/${own}/*`, v1(noSuchRoute));
-    app.all(`/v1/${own}`, v1(noSuchRoute));
-  }
   app.get("/v1/models", v1(models.list));
   app.get("/v1/models/:id{.+}", v1(models.get));
   for (const path of jsonPaths) app.post(`/v1/${path}`, v1(jsonRoute(passThroughUnread)));
-  app.all("/v1", v1(noSuchRoute));
-  app.all("/v1/*", v1(passThroughUnread));
-  app.all("*", v1(noSuchRoute));
+  // As routes, these would match every call as well.
+  app.notFound((c: AppContext) => v1(isTheirs(c.req.path) ? passThroughUnread : noSuchRoute)(c));
   return app;
 }
 
-/** Routes of their own beside one for every id would cost each call the fast router. */
-const getRequestOr =
-  (named: Record<string, Handler>): Handler =>
-  (call, options) =>
-    (named[call.params.id ?? ""] ?? getRequest)(call, options);
+/** Names that stand where ids do. Routes of their own beside one for every id would cost each call the fast router. */
+const named =
+  (handlers: Record<string, Handler>, otherwise: Handler): Handler =>
+  (call, options) => {
+    const { id = "" } = call.params;
+    return (Object.hasOwn(handlers, id) ? handlers[id]! : otherwise)(call, options);
+  };
+
+/** Below `/v1`, what is not ours goes to the upstream as it is. */
+const isTheirs = (path: string): boolean => /^\/v1\/(?!(requests|bulks|usage|upstreams)(\/|$))/.test(path);
 
 const noSuchRoute: Handler = async ({ incoming }) => {
   const path = incoming.url?.split("?", 1)[0];
