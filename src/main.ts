@@ -1,6 +1,8 @@
 #!/usr/bin/env node
 /** The command line: arguments → command → exit code. */
 
+import { availableParallelism } from "node:os";
+import { setFlagsFromString } from "node:v8";
 import { Command } from "commander";
 import { addCommands, exitOf } from "./cli/commands.ts";
 import { exampleModel } from "./config/providers.ts";
@@ -28,6 +30,8 @@ function check(flags: Flags): void {
 
 async function serve(flags: Flags): Promise<void> {
   const config = read(flags);
+  // On few cores, threads that help to collect garbage take more from the others than they give.
+  if (availableParallelism() <= 2) setFlagsFromString("--no-parallel-scavenge");
   // Commands that only ask a server need not load one.
   const { startServer } = await import("./server.ts");
   const { createLog } = await import("./telemetry/log.ts");
