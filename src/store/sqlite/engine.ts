@@ -80,6 +80,11 @@ export type Reads = Pick<
 
 const applied: CommitResult = { status: "applied" };
 
+const stateAt = rows.changingColumns.indexOf("state");
+const endedAtAt = rows.changingColumns.indexOf("ended_at");
+/** So many are remembered, and looked up otherwise. */
+const heldSeqsMax = 10_000;
+
 const acceptColumns = [...rows.fixedColumns, ...rows.roundColumns, ...rows.changingColumns];
 /**
  * Forks only grow: a change that was worked out while the stream had fewer takes none away. Of two lists of which
@@ -92,7 +97,7 @@ const settings = (columns: string[], kept: Record<string, string>): string =>
   columns
     .map((column) => `${column} = ${kept[column] ?? (rows.isHash(column) ? "unhex(?)" : "?")}`)
     .join(", ");
-const fence = "id = ? AND state = ? AND attempt = ? AND round = ? AND owner_node IS ? AND owner_epoch IS ?";
+const fence = "seq = ? AND state = ? AND attempt = ? AND round = ? AND owner_node IS ? AND owner_epoch IS ?";
 
 /** Statements of the writer, and those for events. Constants, because they are found by their text. */
 const sql = {
@@ -113,7 +118,7 @@ const sql = {
   place: "SELECT seq, facet FROM requests WHERE id = ?",
   ended: "INSERT OR IGNORE INTO unfiled (request_seq) VALUES (?)",
   revived: "DELETE FROM unfiled WHERE request_seq = ?",
-  fenced: `SELECT seq, forks FROM requests WHERE ${fence}`,
+  fenced: `SELECT forks FROM requests WHERE ${fence}`,
   updateForks: "UPDATE requests SET forks = ? WHERE seq = ?",
   insertEvents: "INSERT INTO events (request_seq, seq, bytes) VALUES (?, ?, ?)",
   eventsFrom: `SELECT seq AS after, bytes FROM events WHERE request_seq = ? AND seq <= ?
@@ -155,6 +160,8 @@ const sql = {
     AND end_reason IN (${marks(reasonsInVain.length)})
     AND NOT EXISTS (SELECT 1 FROM held WHERE request_seq = seq AND orphaned_at IS NOT NULL)
     ORDER BY ended_at DESC LIMIT 1`,
+  anyOrphan: "SELECT 1 FROM held WHERE orphaned_at IS NOT NULL LIMIT 1",
+  lastFailedCall: "SELECT max(ended_at) FROM requests WHERE state = 'failed' AND call_hash IS NOT NULL",
   orphaned: `UPDATE held SET orphaned_at = ?, content_sent = max(content_sent, ?)
     WHERE request_seq = (SELECT seq FROM requests WHERE id = ?) AND orphaned_at IS NULL`,
   allOrphaned: `UPDATE held SET orphaned_at = ?, content_sent =
@@ -181,6 +188,11 @@ interface Place {
 export class Engine extends Ledger {
   /** Places of requests that this connection has seen accepted or started, and that are being processed. */
   private readonly live = new Map<string, Place>();
+  /** Rows of requests whose callers were on the line when this connection saw them accepted; the newest of them. */
+  private readonly heldSeqs = new Map<string, number>();
+  /** Whether there is an orphan, and when the last keyless call failed; undefined: to be looked up. */
+  private hasOrphans: boolean | undefined;
+  private lastFailedAt: number | undefined;
   private readonly facets = new Facets(this.statement);
   private readonly spans = new Spans(this.statement);
   private readonly used = new Usage(this.statement);
@@ -288,6 +300,8 @@ export class Engine extends Ledger {
     } catch (error) {
       for (const account of [this.facets, this.spans, this.used]) account.forget();
       this.live.clear();
+      this.heldSeqs.clear();
+      this.hasOrphans = undefined;
       throw error;
     }
   }
@@ -340,7 +354,7 @@ export class Engine extends Ledger {
     const facet = this.facets.enter(op.facet);
     this.statement(sql.insertRequest).run([seq, facet, ...row]);
     if (key) this.statement(sql.insertKey).run(key.project, key.endpoint, key.key, seq);
-    if (callHash !== undefined) this.statement(sql.insertHeld).run(seq, callHash);
+    if (callHash !== undefined) this.hold(id, seq, callHash);
     for (const label of labels) this.statement(sql.insertLabel).run(label, seq);
     if (op.isLive) this.live.set(id, { seq, facet });
     if (op.isEnded) this.statement(sql.ended).run(seq);
@@ -349,15 +363,27 @@ export class Engine extends Ledger {
     return applied;
   }
 
+  private hold(id: string, seq: number, callHash: string): void {
+    this.statement(sql.insertHeld).run(seq, callHash);
+    if (this.heldSeqs.size >= heldSeqsMax) this.heldSeqs.clear();
+    this.heldSeqs.set(id, seq);
+  }
+
   /** What an equal call left behind. An orphan is given to this caller in the same transaction, so to one only. */
   private repeated(callHash: string, repeats: Repeats): CommitResult | undefined {
     const { now, orphanedAfter, isRetry, failedAfter } = repeats;
-    const orphan = this.statement(sql.orphan).get(callHash, orphanedAfter, isRetry ? 1 : 0, now);
+    // Nearly always there is nothing to be found, and every call looks for it.
+    this.hasOrphans ??= this.statement(sql.anyOrphan).get() !== undefined;
+    const orphan =
+      this.hasOrphans && this.statement(sql.orphan).get(callHash, orphanedAfter, isRetry ? 1 : 0, now);
     if (orphan) {
       const row = orphan as rows.RequestRow;
       this.statement("UPDATE held SET orphaned_at = NULL WHERE request_seq = ?").run(row.seq);
+      this.hasOrphans = undefined;
       return { status: "adopted", current: rows.toRecord(row) };
     }
+    this.lastFailedAt ??= (this.statement(sql.lastFailedCall).pluck().get() as number | null) ?? 0;
+    if (this.lastFailedAt <= failedAfter) return undefined;
     const failed = this.one(sql.failedCall, callHash, failedAfter, ...reasonsInVain);
     return failed && { status: "echoed", current: failed };
   }
@@ -366,18 +392,24 @@ export class Engine extends Ledger {
     this.statement(sql.orphaned).run(mark.at, mark.contentSent ? 1 : 0, mark.id);
     // Every new one sweeps out a few old ones: there are never many, and nobody has to think of it.
     this.statement(sql.forgetSomeOrphans).run(mark.forgetBefore);
+    this.hasOrphans = undefined;
     return applied;
   }
 
   private allOrphaned({ at, forgetBefore }: Extract<Op, { kind: "all_orphaned" }>): CommitResult {
     this.statement("DELETE FROM held WHERE orphaned_at <= ?").run(forgetBefore);
     this.statement(sql.allOrphaned).run(at);
+    this.hasOrphans = undefined;
     return applied;
   }
 
   private answered({ ids }: Extract<Op, { kind: "answered" }>): CommitResult {
-    const forget = this.statement(sql.forgetHeld);
-    for (const id of ids) forget.run(id);
+    for (const id of ids) {
+      const seq = this.heldSeqs.get(id);
+      if (seq === undefined) this.statement(sql.forgetHeld).run(id);
+      else this.statement(sql.notHeld).run(seq);
+      this.heldSeqs.delete(id);
+    }
     return applied;
   }
 
@@ -406,7 +438,7 @@ export class Engine extends Ledger {
     const facet = this.facets.enter(op.facet);
     // The fence is a compare-and-set: whoever lost the request changes nothing.
     const update = this.statement(op.round ? sql.updateRound : sql.update);
-    if (update.run([facet, ...row, ...round, ...fence]).changes === 0) {
+    if (update.run([facet, ...row, ...round, place.seq, ...fence]).changes === 0) {
       this.facets.leave(facet);
       return { status: "conflict", current: this.get(id) };
     }
@@ -414,7 +446,7 @@ export class Engine extends Ledger {
     this.facets.leave(place.facet);
     if (op.isLive) this.live.set(id, { seq, facet });
     else this.live.delete(id);
-    if (op.isEnded) this.statement(sql.ended).run(seq);
+    if (op.isEnded) this.ended(seq, row);
     if (attempt) this.statement(sql.insertAttempt).run([seq, ...attempt]);
     if (keepThrottled !== undefined) this.pruneThrottled(seq, keepThrottled);
     const replace = () => {
@@ -430,12 +462,20 @@ export class Engine extends Ledger {
     return applied;
   }
 
+  private ended(seq: number, row: rows.Value[]): void {
+    this.statement(sql.ended).run(seq);
+    if (row[stateAt] !== "failed") return;
+    const endedAt = row[endedAtAt] as number;
+    if (this.lastFailedAt !== undefined && endedAt > this.lastFailedAt) this.lastFailedAt = endedAt;
+  }
+
   /** The row of the request is left as it is, but where the stream has begun anew. */
   private moreEvents({ id, fence, forks, events }: Extract<Op, { kind: "events" }>): CommitResult {
-    const row = this.statement(sql.fenced).get(fence) as { seq: number; forks: rows.Value } | undefined;
-    if (!row) return { status: "conflict", current: this.get(id) };
-    if (row.forks !== forks) this.statement(sql.updateForks).run(forks, row.seq);
-    this.insertEvents(row.seq, events);
+    const seq = this.live.get(id)?.seq ?? this.seqOf(id) ?? null;
+    const row = this.statement(sql.fenced).get([seq, ...fence]) as { forks: rows.Value } | undefined;
+    if (seq === null || !row) return { status: "conflict", current: this.get(id) };
+    if (row.forks !== forks) this.statement(sql.updateForks).run(forks, seq);
+    this.insertEvents(seq, events);
     return applied;
   }
 
@@ -685,8 +725,8 @@ export class Engine extends Ledger {
   }
 
   interrupted(owner: Owner, limit: number): RequestRecord[] {
-    const sql = `SELECT * FROM requests
-      WHERE state = 'processing' AND owner_node = ? AND owner_epoch < ? LIMIT ?`;
+    const sql = `SELECT * FROM requests WHERE facet IN (SELECT id FROM facets WHERE state = 'processing')
+      AND owner_node = ? AND owner_epoch < ? LIMIT ?`;
     return this.all(sql, owner.node, owner.epoch, limit);
   }
 
