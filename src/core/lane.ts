@@ -61,6 +61,8 @@ export interface Slot {
   upstreamProbe: boolean;
   laneTrial: boolean;
   upstreamTrial: boolean;
+  /** It is a stream that has said something. */
+  hasSpoken: boolean;
   /** What came of the call is known. */
   isOver: boolean;
 }

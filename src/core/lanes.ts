@@ -264,6 +264,7 @@ export class Lanes {
       upstreamProbe: by.byUpstream === "probe",
       laneTrial: by.laneTrial === "probe",
       upstreamTrial: by.upstreamTrial === "probe",
+      hasSpoken: false,
       isOver: false,
     };
     lane.slots.add(slot);
@@ -357,7 +358,7 @@ export class Lanes {
     return this.learning.takeNews();
   }
 
-  /** A stream has said something: its upstream is well, however long it goes on. True where that was the question. */
+  /** A stream has said something: its upstream is well, however long it goes on. True where more may be called now. */
   alive(slot: Slot, wallNow: number): boolean {
     return this.learning.alive(slot, this.steady(wallNow));
   }

@@ -9,6 +9,7 @@ import { onOverload, onSuccess, restored } from "./concurrency.ts";
 import type { LaneFlow, UpstreamFlow } from "./flow.ts";
 import { close, type Gate, type GateBackoff, probeAbandoned, probePassed } from "./gate.ts";
 import {
+  type Lane,
   nothing,
   probesLane,
   probesUpstream,
@@ -57,14 +58,19 @@ export class Learning {
     slot.isOver = true;
   }
 
-  /** A stream has said something. True where the question was whether its upstream is well. */
+  /**
+   * A stream has said something. True where the question was whether its upstream is well, or there is room for more
+   * calls: who has begun to answer bears the call, and may go on for minutes.
+   */
   alive(slot: Slot, now: number): boolean {
     const { lane } = slot;
+    slot.hasSpoken = true;
+    const hasGrown = this.borne(lane, now);
     const byLane = triesLane(slot);
     const byUpstream = triesUpstream(slot);
     if (byLane) this.succeeded(lane.flow, lane.key, now, true);
     if (byUpstream) this.succeeded(lane.upstream.flow, lane.upstream.name, now, true);
-    return byLane || byUpstream;
+    return byLane || byUpstream || hasGrown;
   }
 
   /** A call says nothing: if it was a probe, of a gate or a breaker, the next one may try. */
@@ -199,7 +205,7 @@ export class Learning {
     const { flow, slots, over, key } = slot.lane;
     if (verdict === "success") {
       flow.succeededAt = now;
-      flow.concurrency = onSuccess(flow.concurrency, slots.size, flow.maxConcurrency, now);
+      if (!slot.hasSpoken) this.borne(slot.lane, now);
     }
     if (!isOverload || slot.laneProbe || slot.laneTrial) return;
     const before = Math.floor(flow.concurrency.limit);
@@ -208,6 +214,13 @@ export class Learning {
     flow.concurrency = onOverload(flow.concurrency, slot.grantedAt, now, flow.minConcurrency, inFlight);
     const limit = Math.floor(flow.concurrency.limit);
     if (limit < before) this.observer.tell({ event: "concurrency_lowered", lane: key, limit });
+  }
+
+  /** So many calls at once are borne. True where there may be more now. */
+  private borne({ flow, slots }: Lane, now: number): boolean {
+    const before = Math.floor(flow.concurrency.limit);
+    flow.concurrency = onSuccess(flow.concurrency, slots.size, flow.maxConcurrency, now);
+    return Math.floor(flow.concurrency.limit) > before;
   }
 
   /** Whether the upstream works, for others than this call. */

@@ -242,7 +242,7 @@ export class Scheduler {
     });
   }
 
-  /** A stream has said something: where it was the probe of a breaker, nobody waits for its end. */
+  /** A stream has said something: whoever may be called now does not wait for its end. */
   heard(slot: Slot): void {
     if (!this.lanes.alive(slot, this.world.clock.now())) return;
     this.noteFlow(slot.lane);

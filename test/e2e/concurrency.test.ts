@@ -2,7 +2,7 @@
 
 import { afterEach, describe, expect, test } from "vitest";
 import { HandClock } from "../support/clock.ts";
-import { answer, fail, type Step } from "../support/fake-upstream.ts";
+import { answer, deltas, fail, type Step, stream } from "../support/fake-upstream.ts";
 import { hello, type Outlast, type OutlastOptions, startOutlast } from "../support/outlast.ts";
 import { laneOf, upstreamsOf } from "../support/steady-time.ts";
 
@@ -131,6 +131,23 @@ test("503s that open the breaker leave no work undone either", async () => {
   await submitMany(outlast, 100);
   await work(outlast, clock, upstream, () => endedCount(outlast) === 100);
   expect(outlast.ear.all("ended").every(({ state }) => state === "completed")).toBe(true);
+});
+
+test("streams that have begun make room for more, though none has ended", async () => {
+  const clock = new HandClock();
+  const outlast = await start({ clock, upstreamToml: "max_concurrency = 256" });
+  let end = () => {};
+  const isOver = new Promise<void>((resolve) => {
+    end = resolve;
+  });
+  const [role, first, ...rest] = deltas("Hello", " there");
+  outlast.fake.otherwise(stream([role!, first!, isOver, ...rest]));
+  const all = outlast.fake.calls(200);
+  const body = { ...hello, stream: true, wait: false };
+  await Promise.all(Array.from({ length: 200 }, () => outlast.post("/v1/chat/completions", body)));
+  await all;
+  expect(await laneOf(outlast)).toMatchObject({ in_flight: 200 });
+  end();
 });
 
 test("answers that are slow never lower it", async () => {

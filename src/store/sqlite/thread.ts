@@ -37,7 +37,7 @@ export class Thread {
   static async start(data: WorkerData): Promise<Thread> {
     const worker = new Worker(workerUrl(), {
       workerData: data,
-      resourceLimits: { maxYoungGenerationSizeMb: 8 },
+      resourceLimits: { maxYoungGenerationSizeMb: data.role === "writer" ? 8 : 4 },
     });
     const thread = new Thread(worker);
     await new Promise<void>((resolve, reject) => {
