@@ -1,15 +1,13 @@
 #!/usr/bin/env node
 /** The command line: arguments → command → exit code. */
 
-import { availableParallelism } from "node:os";
-import { setFlagsFromString } from "node:v8";
 import { Command } from "commander";
 import { addCommands, exitOf } from "./cli/commands.ts";
 import { exampleModel } from "./config/providers.ts";
 import { type Config, describeConfig, environment, loadConfig } from "./config.ts";
 import { faultText } from "./core/errors.ts";
 import type { Running } from "./server.ts";
-import { systemClock, systemRandom } from "./system.ts";
+import { spareCores, systemClock, systemRandom } from "./system.ts";
 
 const exitFailure = 1;
 
@@ -30,8 +28,7 @@ function check(flags: Flags): void {
 
 async function serve(flags: Flags): Promise<void> {
   const config = read(flags);
-  // On few cores, threads that help to collect garbage take more from the others than they give.
-  if (availableParallelism() <= 2) setFlagsFromString("--no-parallel-scavenge");
+  spareCores();
   // Commands that only ask a server need not load one.
   const { startServer } = await import("./server.ts");
   const { createLog } = await import("./telemetry/log.ts");

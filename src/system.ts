@@ -1,6 +1,8 @@
-/** The real clock and the real randomness. The only place with Date.now, timers and random numbers. */
+/** The real clock, the real randomness, the machine. The only place with Date.now, timers and random numbers. */
 
 import { randomInt } from "node:crypto";
+import { availableParallelism } from "node:os";
+import { setFlagsFromString } from "node:v8";
 import { customAlphabet } from "nanoid";
 import type { Clock, Random } from "./core/ports.ts";
 
@@ -40,3 +42,8 @@ export const systemRandom: Random = {
   next: () => randomInt(2 ** 32) / 2 ** 32,
   id: requestId,
 };
+
+/** On two cores, threads that help to collect garbage take more from the other programs than they give this one. */
+export function spareCores(): void {
+  if (availableParallelism() <= 2) setFlagsFromString("--no-parallel-scavenge");
+}

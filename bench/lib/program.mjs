@@ -32,10 +32,17 @@ const optionTexts = {
   looks: "how often everything is looked up",
   delay: "ms that the upstream takes to answer",
   product: "the built main.js of Outlast",
-  flags: "flags of Node for Outlast, separated by spaces, as in --flags=--cpu-prof",
+  flags:
+    "flags of Node for Outlast beside those of `npm start`, separated by spaces, as in --flags=--cpu-prof",
   dir: "where the databases go; must be a disk",
   json: "file for the result",
 };
+
+/** What `npm start` gives to Node. */
+function startFlags() {
+  const { scripts } = JSON.parse(readFileSync(join(root, "package.json"), "utf8"));
+  return scripts.start.split(" ").filter((word) => word.startsWith("--"));
+}
 
 function readOptions(defaults) {
   const texts = { only: "", bytes: "1500", delay: "0", flags: "", dir: tmpdir(), json: "", ...defaults };
@@ -71,7 +78,10 @@ function readOptions(defaults) {
     failed: optional("failed", 100),
     looks: optional("looks", 5),
     delayMs: optional("delay", 0),
-    product: { main: resolve(values.product), flags: values.flags.split(" ").filter(Boolean) },
+    product: {
+      main: resolve(values.product),
+      flags: [...startFlags(), ...values.flags.split(" ").filter(Boolean)],
+    },
     dir: values.dir,
     json: values.json,
     force: values.force,

@@ -64,6 +64,9 @@ export function answerOf(
   };
 }
 
+export const isEncoded = (headers: HeaderList): boolean =>
+  headers.some(([name]) => name === "content-encoding");
+
 async function decode(
   headers: HeaderList,
   body: Uint8Array,

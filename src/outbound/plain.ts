@@ -3,7 +3,7 @@
 import type { Dispatcher } from "undici";
 import type { HeaderList } from "../core/headers.ts";
 import type { Abort, Clock, Outcome, UpstreamEvent } from "../core/ports.ts";
-import { type Reading, readAnswer } from "./answer.ts";
+import { type Answer, answerOf, isEncoded, type Reading, readAnswer } from "./answer.ts";
 
 /** The last event of a call. */
 export type Ended = Extract<UpstreamEvent, { kind: "ended" }>;
@@ -70,10 +70,23 @@ export class PlainAnswer implements Dispatcher.DispatchHandler {
     if (this.over) return;
     const [only] = this.chunks;
     const body = this.chunks.length === 1 && only ? only : Buffer.concat(this.chunks);
-    readAnswer(this.status, this.headers, body, this.reading).then(
-      (answer) => this.finish({ kind: "response", ...answer, firstByteAt: this.firstByteAt }),
-      (error) => this.finish(failed(error, true)),
-    );
+    const { status, headers, reading } = this;
+    if (isEncoded(headers)) {
+      readAnswer(status, headers, body, reading).then(
+        (answer) => this.answered(answer),
+        (error) => this.finish(failed(error, true)),
+      );
+      return;
+    }
+    try {
+      this.answered(answerOf(status, headers, body, reading));
+    } catch (error) {
+      this.finish(failed(error, true));
+    }
+  }
+
+  private answered(answer: Answer): void {
+    this.finish({ kind: "response", ...answer, firstByteAt: this.firstByteAt });
   }
 
   onResponseError(_controller: Dispatcher.DispatchController, error: Error): void {
