@@ -51,10 +51,9 @@ export function packed(parts: readonly Part[]): Uint8Array {
     index.writeUInt32LE(seq, at + 1);
     index.writeUInt32LE(bytes.byteLength, at + 5);
   }
-  return deflateRawSync(Buffer.concat([index, ...parts.map(({ bytes }) => bytes)]), {
-    dictionary: words,
-    level,
-  });
+  const all = Buffer.concat([index, ...parts.map(({ bytes }) => bytes)]);
+  // Zlib's result is a piece of a buffer of 16 KB, all of which would cross the threads.
+  return new Uint8Array(deflateRawSync(all, { dictionary: words, level }));
 }
 
 export function unpacked(bytes: Uint8Array): Part[] {
