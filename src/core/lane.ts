@@ -44,8 +44,6 @@ export interface Lane {
   flow: LaneFlow;
   /** The calls in flight, in the order in which they were granted. */
   slots: Set<Slot>;
-  /** How many of them are over at the upstream, and only their end is not written yet. */
-  over: number;
   holds: Holds;
 }
 
@@ -63,7 +61,7 @@ export interface Slot {
   upstreamTrial: boolean;
   /** It is a stream that has said something. */
   hasSpoken: boolean;
-  /** What came of the call is known. */
+  /** What came of the call is known, and perhaps not written yet. */
   isOver: boolean;
 }
 

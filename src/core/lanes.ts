@@ -120,7 +120,6 @@ export class Lanes {
       arrivals: new Set(),
       flow,
       slots: new Set(),
-      over: 0,
       holds: new Holds(),
     };
     this.lanes.set(key, lane);
@@ -377,7 +376,6 @@ export class Lanes {
     const { lane } = slot;
     const { upstream } = lane;
     lane.slots.delete(slot);
-    if (slot.isOver) lane.over--;
     upstream.inFlight--;
     this.forgetIdle(lane);
   }

@@ -54,7 +54,6 @@ export class Learning {
     this.learnBreakers(slot, record, { ...reading, isFault }, now, luck);
     this.learnLimits(slot, record, reading, now, isWhole);
     this.learnConcurrency(slot, reading, now);
-    if (!slot.isOver) slot.lane.over++;
     slot.isOver = true;
   }
 
@@ -202,7 +201,7 @@ export class Learning {
   }
 
   private learnConcurrency(slot: Slot, { isOverload, verdict }: Reading, now: number): void {
-    const { flow, slots, over, key } = slot.lane;
+    const { flow, slots, key } = slot.lane;
     if (verdict === "success") {
       flow.succeededAt = now;
       if (!slot.hasSpoken) this.borne(slot.lane, now);
@@ -210,7 +209,7 @@ export class Learning {
     if (!isOverload || slot.laneProbe || slot.laneTrial) return;
     const before = Math.floor(flow.concurrency.limit);
     // Many refusals are written at once: those before this one are no longer at the upstream.
-    const inFlight = slots.size - over;
+    const inFlight = [...slots].filter(({ isOver }) => !isOver).length;
     flow.concurrency = onOverload(flow.concurrency, slot.grantedAt, now, flow.minConcurrency, inFlight);
     const limit = Math.floor(flow.concurrency.limit);
     if (limit < before) this.observer.tell({ event: "concurrency_lowered", lane: key, limit });

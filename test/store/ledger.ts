@@ -661,14 +661,19 @@ export function ledgerConformance(open: () => Promise<Opened>): void {
       expect(await read(record)).toBeUndefined();
     });
 
-    test("cannot be tried again without a new body", async () => {
+    /** A failed request without bodies, and its next round as of before they were erased. */
+    async function erasedAfterFailing() {
       const record = aRequest();
       await commit({ kind: "accept", record, parts });
       const failed = await take(record, starting(), fails());
       const [late] = walk(failed, isRevived());
       await erase("bodies", record.id);
-      const erased = (await read(record))!;
-      expect(await opened.store.commit({ kind: "change", transition: late! })).toEqual({
+      return { record, late: late!, erased: (await read(record))! };
+    }
+
+    test("cannot be tried again without a new body", async () => {
+      const { record, late, erased } = await erasedAfterFailing();
+      expect(await opened.store.commit({ kind: "change", transition: late })).toEqual({
         status: "conflict",
         current: erased,
       });
@@ -680,13 +685,8 @@ export function ledgerConformance(open: () => Promise<Opened>): void {
     });
 
     test("while somebody changes what it asks for is not tried again as if nothing were missing", async () => {
-      const record = aRequest();
-      await commit({ kind: "accept", record, parts });
-      const failed = await take(record, starting(), fails());
-      const [late] = walk(failed, isRevived());
-      await erase("bodies", record.id);
-      const current = (await read(record))!;
-      const change: ChangeSet = { kind: "change", transition: late!, parts: [part("body", "new")] };
+      const { record, late, erased: current } = await erasedAfterFailing();
+      const change: ChangeSet = { kind: "change", transition: late, parts: [part("body", "new")] };
       expect(await opened.store.commit(change)).toEqual({ status: "conflict", current });
       expect(await opened.store.parts(record.id, every)).toEqual([]);
     });

@@ -290,25 +290,20 @@ describe("a query of the scheduler", () => {
     ["what expires", (it) => it.expiring({ limit: 10 }), "requests_deadline"],
     ["what expires in a lane", (it) => it.expiring({ lane, limit: 10 }), "requests_lane_deadline"],
     ["the groups", (it) => it.groups(), "requests_ready"],
+    ["what was interrupted", (it) => it.interrupted(owner, 10), "requests_processing"],
   ])("for %s goes along one index, and sorts nothing", (_, read, index) => {
     const details = plan(read);
     expect(details).toHaveLength(1);
     expect(details[0]).toMatch(new RegExp(`^(SEARCH|SCAN) requests USING (COVERING )?INDEX ${index}\\b`));
   });
 
-  test("for the heads of a group reads no row that it does not want", () => {
-    const [detail] = plan((it) => it.heads(group, 10));
+  test.each<[string, (engine: Engine) => void, string]>([
+    ["the heads of a group", (it) => it.heads(group, 10), "lane=? AND priority=? AND project=?"],
+    ["what was interrupted", (it) => it.interrupted(owner, 10), "owner_node=? AND owner_epoch<?"],
+  ])("for %s reads no row that it does not want", (_, read, terms) => {
+    const [detail] = plan(read);
     expect(detail).toMatch(/^SEARCH/);
-    expect(detail).toContain("(lane=? AND priority=? AND project=?)");
-  });
-
-  test("for what was interrupted reads no request but those that are being called", () => {
-    const details = plan((it) => it.interrupted(owner, 10));
-    expect(details).toEqual([
-      "SEARCH requests USING INDEX requests_facet (facet=?)",
-      "LIST SUBQUERY 1",
-      expect.stringMatching(/^SCAN facets/),
-    ]);
+    expect(detail).toContain(`(${terms})`);
   });
 
   test.each<[string, (engine: Engine) => void]>([
@@ -363,7 +358,7 @@ describe("a query of the scheduler", () => {
     const partial = indexes("requests").filter((index) => index.partial);
     const names = partial.map(({ name }) => name);
     expect(names).toEqual(
-      expect.arrayContaining(["requests_ready", "requests_deadline", "requests_lane_deadline"]),
+      expect.arrayContaining(["requests_ready", "requests_deadline", "requests_processing"]),
     );
   });
 });
@@ -676,12 +671,12 @@ describe.each([1, 2, 3, 4])("a file of schema %i", (version) => {
   test("goes on: what was interrupted is found, and can be finished", () => {
     expect(today.nextEpoch("local", start)).toBe(second.epoch);
     const interrupted = today.interrupted(second, 10).map(({ id }) => id);
-    expect(interrupted.sort()).toEqual([
-      ...(version >= 4 ? ["req_degraded"] : []),
+    expect(interrupted).toEqual([
       "req_held_processing",
       "req_held_second_attempt",
       "req_keyed_processing",
       ...(version >= 3 ? ["req_stream_processing"] : []),
+      ...(version >= 4 ? ["req_degraded"] : []),
     ]);
     const [transition] = walk(today.get("req_held_second_attempt")!, completes());
     expect(today.commitAll([{ kind: "change", transition: transition! }])).toEqual([{ status: "applied" }]);

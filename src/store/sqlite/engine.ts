@@ -725,8 +725,8 @@ export class Engine extends Ledger {
   }
 
   interrupted(owner: Owner, limit: number): RequestRecord[] {
-    const sql = `SELECT * FROM requests WHERE facet IN (SELECT id FROM facets WHERE state = 'processing')
-      AND owner_node = ? AND owner_epoch < ? LIMIT ?`;
+    const sql = `SELECT * FROM requests
+      WHERE state = 'processing' AND owner_node = ? AND owner_epoch < ? LIMIT ?`;
     return this.all(sql, owner.node, owner.epoch, limit);
   }
 

@@ -223,9 +223,7 @@ UPDATE requests SET facet = (SELECT id FROM facets
     AND ifnull(caused_by, '') = ifnull(${cause}, '') AND resolved = 0);
 -- The number of the row stands behind it: of each facet, its requests in their order.
 CREATE INDEX requests_facet ON requests (facet);
--- Facets tell these apart as well.
 DROP INDEX requests_project;
-DROP INDEX requests_processing;
 
 -- When the requests of each 1,024 numbers were accepted, and the last number that was given out.
 CREATE TABLE spans (
