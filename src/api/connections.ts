@@ -14,7 +14,6 @@ export class Connections {
   private readonly clock: Clock;
   private readonly stopping: () => boolean;
   private readonly bySocket = new Map<Socket, Connection>();
-  private readonly byResponse = new WeakMap<ServerResponse, Exchange>();
   private readonly keptBack = new Set<() => void>();
   private quiet = false;
   private closing = false;
@@ -30,12 +29,16 @@ export class Connections {
         if (this.bySocket.size === 0) this.onLastClosed();
       });
     });
-    server.on("request", ({ socket }, outgoing) => this.asked(socket, outgoing));
   }
 
-  /** The call that a response answers. */
-  exchangeOf(outgoing: ServerResponse): Exchange {
-    return this.byResponse.get(outgoing)!;
+  /** A new call on a connection. */
+  asked(socket: Socket, outgoing: ServerResponse): Exchange {
+    const connection = this.bySocket.get(socket) ?? new Connection(socket);
+    const exchange = connection.begin(outgoing);
+    exchange.whenOver(() => {
+      if (this.closing && connection.exchanges.size === 0) this.leave(socket);
+    });
+    return exchange;
   }
 
   /**
@@ -85,15 +88,6 @@ export class Connections {
       };
       const cancelTimer = ms === undefined ? undefined : this.clock.timer(ms, release);
       this.keptBack.add(release);
-    });
-  }
-
-  private asked(socket: Socket, outgoing: ServerResponse): void {
-    const connection = this.bySocket.get(socket) ?? new Connection(socket);
-    const exchange = connection.begin(outgoing);
-    this.byResponse.set(outgoing, exchange);
-    exchange.whenOver(() => {
-      if (this.closing && connection.exchanges.size === 0) this.leave(socket);
     });
   }
 

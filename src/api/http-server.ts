@@ -5,7 +5,6 @@ import { createServer } from "node:http";
 import { type AddressInfo, Server as TcpServer } from "node:net";
 import type { Duplex } from "node:stream";
 import { scheduler } from "node:timers/promises";
-import { getRequestListener } from "@hono/node-server";
 import { AppError } from "../core/errors.ts";
 import type { Clock } from "../core/ports.ts";
 import { createApp } from "./app.ts";
@@ -36,14 +35,12 @@ export function createHttpServer(options: ApiOptions, clock: Clock, keepAliveTim
   server.requestTimeout = 0;
   server.on("clientError", refuseUnreadable);
   const connections = new Connections(server, clock, () => options.queue.isStopping);
-  server.on("request", (_incoming, outgoing) => {
-    options.deliveries.asksAgain(connections.exchangeOf(outgoing).connection);
+  const app = createApp(options, connections);
+  server.on("request", (incoming, outgoing) => {
+    const exchange = connections.asked(incoming.socket, outgoing);
+    options.deliveries.asksAgain(exchange.connection);
+    void app(exchange);
   });
-  const fetch = createApp(options, connections).fetch as never;
-  const errorHandler = () => unreadable();
-  // What is left of a body that nobody wants is our own business: see `send`.
-  const listenerOptions = { overrideGlobalObjects: false, autoCleanupIncoming: false, errorHandler };
-  server.on("request", getRequestListener(fetch, listenerOptions));
   const closed = new Promise<void>((resolve) => {
     server.once("close", resolve);
   });
@@ -82,11 +79,4 @@ function refuseUnreadable(error: NodeJS.ErrnoException, socket: Duplex): void {
   const length = Buffer.byteLength(body);
   const head = `content-type: application/json\r\ncontent-length: ${length}\r\nconnection: close`;
   socket.end(`HTTP/1.1 ${status}\r\n${head}\r\n\r\n${body}`);
-}
-
-/** For a call whose host or target is no part of a URL: no route ever sees it. */
-function unreadable(): Response {
-  const message = "The address of this call cannot be read.";
-  const { status, headers, body } = errorReply(new AppError("not_found", message));
-  return new Response(body as string, { status, headers });
 }
