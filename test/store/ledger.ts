@@ -14,6 +14,7 @@ import {
   fails,
   givesUp,
   isCancelled,
+  isRerouted,
   isRevived,
   type Move,
   retries,
@@ -793,6 +794,40 @@ export function ledgerConformance(open: () => Promise<Opened>): void {
       ...["body 0 new", "head 0 h", "sent 1 s", "sent 2 t"],
     ]);
   });
+
+  test.each([
+    ["a head alone", ["head 0 new"], ["body 0 b", "head 0 new"]],
+    ["a body alone, and then both", ["body 0 new"], ["body 0 new", "head 0 h"], ["head 0 x", "body 0 y"]],
+    ["both", ["head 0 new", "body 0 newer"], ["body 0 newer", "head 0 new"]],
+    ["a body that is large", [`body 0 ${"x".repeat(70_000)}`], [`body 0 ${"x".repeat(70_000)}`, "head 0 h"]],
+  ])(
+    "%s is put in place of what a head and a body were before",
+    async (_, written, expected, again?: string[]) => {
+      const toPart = (text: string) => {
+        const [kind, seq, bytes] = text.split(" ");
+        return part(kind as PartKind, bytes!, Number(seq));
+      };
+      const found = async (kinds: PartKind[]) => {
+        const parts = await opened.store.parts(record.id, kinds);
+        return parts.map(({ kind, seq, bytes }) => `${kind} ${seq} ${Buffer.from(bytes)}`);
+      };
+      const record = aRequest();
+      await commit({ kind: "accept", record, parts: [part("head", "h"), part("body", "b")] });
+      let last = record;
+      const change = async (parts: string[]) => {
+        const [transition] = walk(last, isRerouted("other/gpt"));
+        await commit({ kind: "change", transition: transition!, parts: parts.map(toPart) });
+        last = transition!.record;
+      };
+      await change(written);
+      expect(await found(every)).toEqual(expected);
+      expect(await found(["head"])).toEqual(expected.filter((text) => text.startsWith("head")));
+      if (!again) return;
+      await change(again);
+      expect(await found(every)).toEqual([...again].reverse());
+      expect(await found(["body"])).toEqual(again.slice(1));
+    },
+  );
 
   describe("a bulk", () => {
     const aBulk = (over: Partial<Bulk> = {}): Bulk => ({

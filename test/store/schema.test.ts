@@ -4,14 +4,25 @@ import { join } from "node:path";
 import type Database from "better-sqlite3";
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from "vitest";
 import { matches } from "../../src/core/ledger/filter.ts";
-import type { Bulk, Filter, Tally } from "../../src/core/ledger/ports.ts";
-import type { ChangeSet, CommitResult, PartKind } from "../../src/core/ports.ts";
-import type { RequestRecord } from "../../src/core/request.ts";
+import { labelsOf } from "../../src/core/ledger/labels.ts";
+import type { Bulk, CountBy, Filter, Tally, UsageQuery } from "../../src/core/ledger/ports.ts";
+import type { ChangeSet, CommitResult, Part, PartKind } from "../../src/core/ports.ts";
+import { causeOf, type RequestRecord, transition } from "../../src/core/request.ts";
 import { Engine } from "../../src/store/sqlite/engine.ts";
 import { schemaVersion } from "../../src/store/sqlite/migrations.ts";
 import type { Op } from "../../src/store/sqlite/op.ts";
 import { packed as packOf } from "../../src/store/sqlite/pack.ts";
-import { aRecord, completes, givesUp, retries, start, starts, walk } from "../support/builders.ts";
+import {
+  aRecord,
+  completes,
+  givesUp,
+  isRevived,
+  retries,
+  someTerms,
+  start,
+  starts,
+  walk,
+} from "../support/builders.ts";
 import { KeptDatabase } from "../support/database.ts";
 
 interface Column {
@@ -477,8 +488,43 @@ describe("a statement of the writer", () => {
   );
 });
 
-describe.each([1, 2, 3, 4])("a file of schema %i", (version) => {
-  const released = readFileSync(new URL(`./released/schema-${version}.sql`, import.meta.url), "utf8");
+/** Parts of those that were accepted, and packed, by schema 5: kind, number and bytes. */
+const packedInFive = ((): Record<string, string[]> => {
+  const json = '"headers":[["content-type","application/json"]]';
+  const head = `head 0 {"method":"POST","path":"/chat/completions",${json}}`;
+  const instructed = '"messages":[{"role":"system","content":"Be brief."}]';
+  const body = `{"model":"gpt-test",${instructed},"user":"req_kept_packed"}`;
+  const sent = `{"method":"POST","url":"https://api.example.com/v1/chat/completions",${json}}\n${body}`;
+  return {
+    req_kept_packed: [
+      'answer 0 {"id":"chatcmpl-req_kept_packed"}',
+      `answer_head 0 {"status":200,${json}}`,
+      `body 0 ${body}`,
+      head,
+      String.raw`head 1 ["{\"role\":\"user\",\"content\":\"That is no JSON.\"}"]`,
+      `received 1 {"status":200,${json}}\nno JSON`,
+      `sent 1 ${sent}`,
+      `sent 2 ${sent}`,
+    ],
+    req_resolved: [
+      'answer 0 {"error":{"message":"The server had an error."}}',
+      `answer_head 0 {"status":422,${json}}`,
+      'body 0 {"model":"gpt-test","messages":[],"user":"req_resolved"}',
+      head,
+    ],
+    req_dead: [`body 0 {"model":"gpt-test",${instructed},"user":"req_dead"}`, head],
+  };
+})();
+
+const releasedAs = (version: number): string =>
+  readFileSync(new URL(`./released/schema-${version}.sql`, import.meta.url), "utf8");
+
+describe.each([1, 2, 3, 4, 5])("a file of schema %i", (version) => {
+  const released = releasedAs(version);
+  /** Schema 5 brought the ledger: what is told, counted, packed and erased. */
+  const hasLedger = version >= 5;
+  const everyKind: PartKind[] = ["answer", "answer_head", "body", "head", "received", "sent"];
+  const ofDefault = { project: "default" };
   const second = { node: "local", epoch: 2 };
   let own: string;
   let old: Database.Database;
@@ -486,6 +532,27 @@ describe.each([1, 2, 3, 4])("a file of schema %i", (version) => {
 
   /** A table as the old file has it, by one of its columns. */
   const inOld = <T = Row>(sql: string): T[] => old.prepare(sql).all() as T[];
+  /** The same of the file as it is now. */
+  function inFile<T = Row>(sql: string): T[] {
+    const file = new KeptDatabase(own, { readonly: true });
+    const found = file.prepare(sql).all() as T[];
+    file.close();
+    return found;
+  }
+
+  const everyRequest = () => today.list({ ...ofDefault, order: "asc", limit: 100 });
+  const idsOf = (filter: Omit<Filter, "project">) =>
+    today.list({ ...ofDefault, ...filter, order: "asc", limit: 100 }).map(({ id }) => id);
+  const commit = (...changes: ChangeSet[]) =>
+    expect(today.commitAll(changes)).toEqual(changes.map(() => ({ status: "applied" })));
+
+  const text = ({ kind, seq, bytes }: Part) => `${kind} ${seq} ${Buffer.from(bytes).toString("latin1")}`;
+  const textsOf = (id: string) => today.parts(id, everyKind).map(text);
+  const partsIn = (from: Database.Database) =>
+    from
+      .prepare(`SELECT id, kind, parts.seq AS seq, bytes FROM parts JOIN requests ON requests.seq = request_seq
+        ORDER BY id, kind, parts.seq`)
+      .all() as (Part & { id: string })[];
 
   beforeEach(() => {
     own = join(dir, "old.db");
@@ -510,6 +577,7 @@ describe.each([1, 2, 3, 4])("a file of schema %i", (version) => {
       const found = {
         version: one.pragma("user_version"),
         indexes: one.prepare("SELECT name, sql FROM sqlite_master WHERE type = 'index' ORDER BY name").all(),
+        tables: one.prepare("SELECT name, sql FROM sqlite_master WHERE type = 'table' ORDER BY name").all(),
         columns: one
           .prepare(
             `SELECT t.name AS "table", c.* FROM sqlite_master t, pragma_table_info(t.name) c
@@ -565,7 +633,7 @@ describe.each([1, 2, 3, 4])("a file of schema %i", (version) => {
       ? inOld(`SELECT id, events.seq AS after, bytes FROM events JOIN requests ON requests.seq = request_seq
           ORDER BY request_seq, after`)
       : [];
-    const all = today.list({ project: "default", order: "asc", limit: 100 });
+    const all = everyRequest();
     expect(all.flatMap(({ id }) => today.events(id, 0, 10_000).map((batch) => ({ id, ...batch })))).toEqual(
       batches,
     );
@@ -610,7 +678,7 @@ describe.each([1, 2, 3, 4])("a file of schema %i", (version) => {
   test("still has every request as it was", () => {
     const rowsBefore = inOld<Record<string, unknown>>("SELECT * FROM requests ORDER BY seq");
     expect(new Set(rowsBefore.map(({ state }) => state)).size).toBe(6);
-    const listed = today.list({ project: "default", order: "asc", limit: 100 });
+    const listed = everyRequest();
     expect(listed.map(({ id }) => id)).toEqual(rowsBefore.map(({ id }) => id));
     for (const [i, record] of listed.entries()) {
       const row = rowsBefore[i]!;
@@ -632,6 +700,11 @@ describe.each([1, 2, 3, 4])("a file of schema %i", (version) => {
       expect(record.owner?.epoch).toBe(row.owner_epoch ?? undefined);
       expect(record.callHash).toBe(hex(row.call_hash));
       expect(record.fingerprint).toBe(hex(row.fingerprint));
+      expect(record.promptHash).toBe(hex(row.prompt_hash));
+      expect(record.origin).toEqual(row.origin ? JSON.parse(row.origin as string) : undefined);
+      expect(record.replayOf).toBe(row.replay_of ?? undefined);
+      expect(record.resolvedAt).toBe(row.resolved_at ?? undefined);
+      expect(record.bodiesErasedAt).toBe(row.bodies_erased_at ?? undefined);
     }
   });
 
@@ -642,17 +715,25 @@ describe.each([1, 2, 3, 4])("a file of schema %i", (version) => {
       started_at: number;
       ended_at: number | null;
       verdict: string;
+      due_at?: number;
+      connected_at?: number;
+      waited_for?: string;
     }>("SELECT id, attempts.* FROM attempts JOIN requests ON seq = request_seq ORDER BY seq, number");
     expect(attempts.some(({ ended_at }) => ended_at === null)).toBe(version === 1);
     for (const { id, state, attempt, updated_at } of inOld("SELECT * FROM requests")) {
       const those = attempts.filter((one) => one.id === id && one.ended_at !== null);
       const underWay = state === "processing" ? [{ number: attempt, startedAt: updated_at }] : [];
-      const expected = those.map(({ number, started_at, ended_at, verdict }) => ({
-        number,
-        startedAt: started_at,
-        endedAt: ended_at,
-        verdict,
-      }));
+      const expected = those.map(
+        ({ number, started_at, ended_at, verdict, due_at, connected_at, waited_for }) => ({
+          number,
+          startedAt: started_at,
+          endedAt: ended_at,
+          verdict,
+          dueAt: due_at ?? undefined,
+          connectedAt: connected_at ?? undefined,
+          waitedFor: waited_for ? JSON.parse(waited_for) : undefined,
+        }),
+      );
       expect(today.attempts(id as string)).toMatchObject([...expected, ...underWay]);
       expect(today.attempts(id as string)).toHaveLength(expected.length + underWay.length);
     }
@@ -661,11 +742,15 @@ describe.each([1, 2, 3, 4])("a file of schema %i", (version) => {
     )) {
       expect(today.byKey("default", "chat.completions", key)?.id).toBe(id);
     }
-    for (const { id, kind, bytes } of inOld<{ id: string; kind: PartKind; bytes: Buffer }>(
-      "SELECT id, kind, bytes FROM parts JOIN requests ON requests.seq = request_seq",
-    )) {
-      expect(today.parts(id, [kind]).map((part) => Buffer.from(part.bytes))).toEqual([bytes]);
+    const loose = partsIn(old);
+    for (const { id, kind } of loose) {
+      const expected = loose.filter((part) => part.id === id && part.kind === kind);
+      expect(today.parts(id, [kind]).map(text)).toEqual(expected.map(text));
     }
+    const kept = hasLedger ? ["received", "sent"] : [];
+    expect(new Set(loose.map(({ kind }) => kind))).toEqual(
+      new Set(["answer", "answer_head", "body", "head", ...kept]),
+    );
   });
 
   test("goes on: what was interrupted is found, and can be finished", () => {
@@ -677,6 +762,7 @@ describe.each([1, 2, 3, 4])("a file of schema %i", (version) => {
       "req_keyed_processing",
       ...(version >= 3 ? ["req_stream_processing"] : []),
       ...(version >= 4 ? ["req_degraded"] : []),
+      ...(hasLedger ? ["req_kept_processing"] : []),
     ]);
     const [transition] = walk(today.get("req_held_second_attempt")!, completes());
     expect(today.commitAll([{ kind: "change", transition: transition! }])).toEqual([{ status: "applied" }]);
@@ -708,36 +794,336 @@ describe.each([1, 2, 3, 4])("a file of schema %i", (version) => {
       req_held_gave_up: "applied",
       req_held_cancelled: "applied",
       ...(version >= 4 ? { req_degraded: "adopted" } : {}),
+      ...(hasLedger ? { req_kept_processing: "adopted" } : {}),
     });
   });
 
-  test("has its requests counted, and found by what they are, by their tags and by when they came", () => {
+  test("has its requests counted, and found by what they are, by what was told of them and by when they came", () => {
     const count = (sql: string) => inOld<{ n: number }>(`SELECT count(*) AS n FROM requests ${sql}`)[0]!.n;
-    const filter = { project: "default" };
-    const all = today.list({ ...filter, order: "asc", limit: 100 });
+    const all = everyRequest();
     expect(today.size().requests).toBe(all.length);
-    for (const { values, count: n } of today.counts(filter, ["status", "caused_by", "error_code"])) {
+    for (const { values, count: n } of today.counts(ofDefault, ["status", "caused_by", "error_code"])) {
       const { status, caused_by, error_code } = values;
       const states = [status as RequestRecord["state"]];
       const causedBy = (caused_by ?? undefined) as Filter["causedBy"];
-      const query = { ...filter, states, causedBy, errorCode: error_code ?? undefined };
+      const query = { ...ofDefault, states, causedBy, errorCode: error_code ?? undefined };
       const expected = all.filter(
         (one) => matches(query, one) && (error_code ?? undefined) === one.lastErrorCode,
       );
       expect(n).toBe(expected.length);
     }
-    expect(today.counts(filter, ["status"]).reduce((sum, { count: n }) => sum + n, 0)).toBe(count(""));
-    for (const tag of new Set(all.flatMap(({ tags }) => tags))) {
-      const query = { ...filter, labels: [{ name: "tag", value: tag }] };
+    expect(today.counts(ofDefault, ["status"]).reduce((sum, { count: n }) => sum + n, 0)).toBe(count(""));
+    for (const label of all.flatMap(labelsOf)) {
+      const query = { ...ofDefault, labels: [label] };
       const found = today.list({ ...query, order: "desc", limit: 100 });
       expect(found).toEqual(all.filter((one) => matches(query, one)).toReversed());
     }
     const [createdAfter, createdBefore] = [all[3]!.createdAt - 1, all[3]!.createdAt + 1];
-    const query = { ...filter, createdAfter, createdBefore };
+    const query = { ...ofDefault, createdAfter, createdBefore };
     const expected = all.filter((one) => matches(query, one));
     expect(today.list({ ...query, order: "asc", limit: 100 })).toEqual(expected);
-    const ended = all.filter(({ endedAt }) => endedAt !== undefined);
-    expect(today.unfiled(100).map(({ id }) => id)).toEqual(ended.map(({ id }) => id));
+  });
+
+  test("counts the requests of each combination of values as its rows are, and goes on to do so", () => {
+    const [first] = walk(today.get("req_held_processing")!, completes());
+    commit({ kind: "change", transition: first! });
+    const all = everyRequest();
+    const by: CountBy[] = ["status", "model", "upstream", "endpoint", "error_code", "caused_by", "resolved"];
+    const expected = new Map<string, number>();
+    for (const record of all) {
+      const { state, model, upstream = null, endpoint, lastErrorCode = null, resolvedAt } = record;
+      const resolved = state === "failed" ? String(resolvedAt !== undefined) : null;
+      const values = [state, model, upstream, endpoint, lastErrorCode, causeOf(record) ?? null, resolved];
+      const key = JSON.stringify(values);
+      expected.set(key, (expected.get(key) ?? 0) + 1);
+    }
+    const counted = today
+      .counts(ofDefault, by)
+      .map(({ values, count }) => [JSON.stringify(by.map((name) => values[name])), count] as const);
+    expect(new Map(counted)).toEqual(expected);
+    const counts = inFile<{ n: number; really: number }>(
+      "SELECT n, (SELECT count(*) FROM requests WHERE facet = facets.id) AS really FROM facets",
+    );
+    expect(counts.map(({ n }) => n)).toEqual(counts.map(({ really }) => really));
+  });
+
+  test("finds a request by each thing that its caller told of it", () => {
+    const byLabel = (name: string, value: string) => idsOf({ labels: [{ name, value }] });
+    const told = hasLedger ? ["req_told"] : [];
+    expect(byLabel("user", "Zoë")).toEqual(hasLedger ? ["req_erased", "req_told"] : []);
+    expect(byLabel("safety_identifier", "safe-1")).toEqual(told);
+    expect(byLabel("metadata.team", "search")).toEqual(told);
+    expect(byLabel("metadata.run", "42")).toEqual(told);
+    expect(byLabel("trace_id", "4bf92f3577b34da6a3ce929d0e0e4736")).toEqual(told);
+    expect(byLabel("client_request_id", "client-1")).toEqual(told);
+    const tagged = inOld<{ id: string }>(
+      "SELECT id FROM requests WHERE EXISTS (SELECT 1 FROM json_each(tags) WHERE value = 'b') ORDER BY seq",
+    );
+    expect(tagged.length).toBeGreaterThan(0);
+    expect(byLabel("tag", "b")).toEqual(tagged.map(({ id }) => id));
+    const both = ["eu", "nightly"].map((value) => ({ name: "tag", value }));
+    expect(idsOf({ labels: both })).toEqual([...(version >= 4 ? ["req_cache_source"] : []), ...told]);
+  });
+
+  test("has those unfiled that the librarian has not looked through, with all their parts", () => {
+    const ended = everyRequest().filter(({ endedAt }) => endedAt !== undefined);
+    const left = inOld<{ id: string }>(
+      hasLedger
+        ? "SELECT id FROM unfiled JOIN requests ON seq = request_seq ORDER BY seq"
+        : "SELECT id FROM requests WHERE ended_at IS NOT NULL ORDER BY seq",
+    ).map(({ id }) => id);
+    const unfiled = today.unfiled(100);
+    expect(unfiled.map(({ id }) => id)).toEqual(left);
+    expect(left.length === ended.length).toBe(!hasLedger);
+    const before = partsIn(old);
+    for (const { id, parts, isPacked } of unfiled) {
+      expect(isPacked).toBe(false);
+      expect(parts.map(text)).toEqual(before.filter((part) => part.id === id).map(text));
+    }
+    const texts = left.map(textsOf);
+    const packs = unfiled.map(({ seq, parts }): Filed["packs"][number] => [seq, packOf(parts)]);
+    const seqs = unfiled.map(({ seq, round }): Filed["seqs"][number] => [seq, round]);
+    expect(today.writeAll([{ kind: "filed", seqs, packs }])).toEqual([{ status: "applied" }]);
+    expect(today.countUnfiled()).toBe(0);
+    expect(left.map(textsOf)).toEqual(texts);
+  });
+
+  test("still has what the librarian has packed, byte for byte", () => {
+    const packed = inFile<{ id: string }>(
+      "SELECT id FROM packs JOIN requests ON seq = request_seq ORDER BY seq",
+    ).map(({ id }) => id);
+    // What had ended in the file of schema 4 was packed when that had become one of schema 5.
+    const four = new KeptDatabase(":memory:");
+    four.exec(releasedAs(4));
+    const ended: string[] = four
+      .prepare("SELECT id FROM requests WHERE ended_at IS NOT NULL ORDER BY seq")
+      .pluck()
+      .all();
+    const ofFour = partsIn(four);
+    four.close();
+    expect(packed).toEqual(hasLedger ? [...ended, ...Object.keys(packedInFive)] : []);
+    for (const id of packed) {
+      const expected = packedInFive[id] ?? ofFour.filter((part) => part.id === id).map(text);
+      expect(textsOf(id), id).toEqual(expected);
+      expect(today.parts(id, ["body"]).map(text)).toEqual(expected.filter((one) => one.startsWith("body")));
+    }
+  });
+
+  test("lets what failed begin anew, with the body that it had or with another one", () => {
+    const [same, other] = [today.get("req_held_failed")!, today.get("req_held_gave_up")!];
+    const before = textsOf(same.id);
+    expect(before).toHaveLength(2);
+    const parts: Part[] = [
+      { kind: "head", seq: 0, bytes: Buffer.from('{"path":"/other"}') },
+      { kind: "body", seq: 0, bytes: Buffer.from('{"model":"other"}') },
+    ];
+    const revived = transition(other, {
+      type: "revived",
+      now: other.updatedAt + 1000,
+      lane: "fake/other",
+      terms: someTerms,
+      dueAt: other.updatedAt + 1000,
+      model: "other",
+      lastWasAmbiguous: false,
+    });
+    commit(
+      { kind: "change", transition: walk(same, isRevived())[0]!, dropAnswer: true },
+      { kind: "change", transition: revived!, dropAnswer: true, parts },
+    );
+    expect(today.get(same.id)).toMatchObject({ state: "queued", round: 2 });
+    expect(textsOf(same.id)).toEqual(before);
+    expect(today.get(other.id)).toMatchObject({ state: "queued", round: 2, model: "other" });
+    expect(textsOf(other.id)).toEqual(['body 0 {"model":"other"}', 'head 0 {"path":"/other"}']);
+    // Head and body of before stood in rows of their own: nothing of them is left.
+    const found = `SELECT kind, codec FROM parts WHERE request_seq IN (SELECT seq FROM requests WHERE id = '${other.id}')`;
+    expect(inFile(found)).toEqual([{ kind: "body", codec: "headed" }]);
+    const ids = `'${same.id}', '${other.id}'`;
+    const left = `SELECT request_seq FROM packs UNION ALL SELECT request_seq FROM unfiled`;
+    expect(inFile(`SELECT id FROM requests WHERE id IN (${ids}) AND seq IN (${left})`)).toEqual([]);
+  });
+
+  test("has nothing of bodies that were erased, and does not get them back", () => {
+    const erased = hasLedger ? ["req_erased", "req_erased_unfiled"] : [];
+    const all = everyRequest();
+    expect(all.filter(({ bodiesErasedAt }) => bodiesErasedAt !== undefined).map(({ id }) => id)).toEqual(
+      erased,
+    );
+    const answer = { kind: "answer" as const, seq: 0, bytes: Buffer.from("late") };
+    for (const id of erased) {
+      const { seq, round } = inFile<{ seq: number; round: number }>(
+        `SELECT seq, round FROM requests WHERE id = '${id}'`,
+      )[0]!;
+      expect(today.get(id)!.bodyHash).toBeUndefined();
+      expect(textsOf(id)).toEqual([]);
+      const late: Filed = { kind: "filed", seqs: [[seq, round]], packs: [[seq, packOf([answer])]] };
+      expect(today.writeAll([late])).toEqual([{ status: "applied" }]);
+      expect(textsOf(id)).toEqual([]);
+    }
+    const ended = { endedBefore: start * 2, keyedBefore: start * 2, orphanedBefore: start * 2, limit: 100 };
+    const completed = all.filter(({ state }) => state === "completed").map(({ id }) => id);
+    const bodies = today.erasable({ ...ended, what: "bodies", state: "completed" });
+    expect(bodies.toSorted()).toEqual(completed.filter((id) => !erased.includes(id)).toSorted());
+    const records = today.erasable({ ...ended, what: "record", state: "completed" });
+    expect(records.toSorted()).toEqual(completed.toSorted());
+    expect(today.unwanted(start * 2, 100, start * 2)).toEqual(hasLedger ? ["req_unwanted"] : []);
+  });
+
+  test("erases what it is told to, also what is packed, and the vectors of its answers", () => {
+    const hash = "0e".repeat(32);
+    const vectors = () => today.vectors("default fake/gpt-test", [hash], 0);
+    const hasVectors = version >= 4;
+    expect(vectors()).toHaveLength(hasVectors ? 1 : 0);
+    const ids = ["req_keyed_completed", ...(hasVectors ? ["req_embedded"] : [])];
+    for (const id of ids) expect(textsOf(id)).toHaveLength(4);
+    commit({ kind: "erase", what: "bodies", ids, at: start });
+    for (const id of ids) {
+      expect(today.get(id)).toMatchObject({ state: "completed", bodiesErasedAt: start });
+      expect(textsOf(id)).toEqual([]);
+    }
+    expect(vectors()).toEqual([]);
+    const { requests } = today.size();
+    commit({ kind: "erase", what: "record", ids, at: start });
+    expect(today.many(ids)).toEqual([]);
+    expect(today.size().requests).toBe(requests - ids.length);
+  });
+
+  test("gives a new request a number that no other one ever had", () => {
+    // The last one of schema 5 is erased.
+    const { last } = inOld<{ last: number }>(
+      hasLedger ? "SELECT last FROM spans" : "SELECT max(seq) AS last FROM requests",
+    )[0]!;
+    expect(inOld(`SELECT id FROM requests WHERE seq = ${last}`)).toHaveLength(hasLedger ? 0 : 1);
+    const record = aRecord();
+    commit({ kind: "accept", record, parts: [] });
+    expect(inFile(`SELECT seq FROM requests WHERE id = '${record.id}'`)).toEqual([{ seq: last + 1 }]);
+  });
+
+  test("has those resolved that were, and counts them so", () => {
+    const failed = everyRequest().filter(({ state }) => state === "failed");
+    const resolved = hasLedger ? ["req_resolved"] : [];
+    const dead = () => {
+      const groups = today.deadLetters(ofDefault, 100);
+      const sum = (name: "count" | "resolved") => groups.reduce((all, group) => all + group[name], 0);
+      return { count: sum("count"), resolved: sum("resolved") };
+    };
+    expect(idsOf({ resolved: true })).toEqual(resolved);
+    expect(dead()).toEqual({ count: failed.length, resolved: resolved.length });
+    commit({ kind: "resolve", ids: ["req_held_failed"], at: start });
+    expect(idsOf({ resolved: true })).toEqual(["req_held_failed", ...resolved]);
+    commit({ kind: "resolve", ids: ["req_held_failed", ...resolved], at: undefined });
+    expect(idsOf({ resolved: true })).toEqual([]);
+    expect(dead()).toEqual({ count: failed.length, resolved: 0 });
+  });
+
+  test("has the sums of what was used that it had, and adds to them", () => {
+    type Asked = Pick<UsageQuery, "by" | "tag" | "promptHash">;
+    const ever = { ...ofDefault, fromDay: 0, toDay: 100_000, limit: 100 };
+    const used = (query: Asked) =>
+      today.usage({ ...ever, ...query }).map(({ values, sums: { completed, failed, attempts, cost } }) => {
+        return { ...values, completed, failed, attempts, cost };
+      });
+    const inRows = (where: string, ...by: string[]) => {
+      if (!hasLedger) return by.length > 0 ? [] : [{ completed: 0, failed: 0, attempts: 0, cost: 0 }];
+      const sums = ["completed", "failed", "attempts", "cost"].map((name) => `sum(${name}) AS ${name}`);
+      const groups = by.length > 0 ? `GROUP BY ${by.join()}` : "";
+      return inOld<Record<string, number>>(
+        `SELECT ${[...by, ...sums].join()} FROM usage WHERE ${where} ${groups}`,
+      );
+    };
+    const hash = "2a6137b43981f497449cc440fea4982f4e518b3c7409987f0fd5114a77301dd8";
+    const asked: [Asked, ReturnType<typeof inRows>][] = [
+      [{ by: [] }, inRows("tag = ''")],
+      [{ by: ["day"] }, inRows("tag = ''", "day")],
+      [{ by: ["tag"] }, inRows("tag <> ''", "tag")],
+      [{ by: ["prompt_hash"] }, inRows("tag = ''", "prompt_hash")],
+      [{ by: ["model", "upstream"], tag: "eu" }, inRows("tag = 'eu'", "model", "upstream")],
+      [{ by: [], tag: "nightly", promptHash: hash }, inRows(`tag = 'nightly' AND prompt_hash = '${hash}'`)],
+    ];
+    for (const [query, expected] of asked) {
+      const found = used(query);
+      expect(found).toHaveLength(expected.length);
+      expect(found).toEqual(expect.arrayContaining(expected));
+    }
+    const [all] = used({ by: [] });
+    expect(all).toMatchObject(hasLedger ? { completed: 8, failed: 5, attempts: 15 } : { attempts: 0 });
+    const record = today.get("req_held_processing")!;
+    const { project, endpoint, model } = record;
+    const key = { day: 20455, project, endpoint, model, upstream: "fake", promptHash: hash };
+    const added = { completed: 1, attempts: 2, cost: 0.5 };
+    const [end] = walk(record, completes());
+    commit({ kind: "change", transition: end!, tallies: [{ key, tags: ["nightly"], sums: added }] });
+    for (const [query, [before]] of [asked[0]!, asked[5]!]) {
+      const { completed, failed, attempts, cost } = before!;
+      const more = { completed: completed! + 1, attempts: attempts! + 2, cost: expect.closeTo(cost! + 0.5) };
+      expect(used(query)).toEqual([{ failed, ...more }]);
+    }
+  });
+
+  test("has its bulks as they were, and goes on with those that were in progress", () => {
+    const all = today.bulks({ limit: 100 });
+    const went = all.map(({ id, state, done, skipped, failed }) => [id, state, done, skipped, failed]);
+    const had = [
+      ["bulk_failed", "failed", 0, 0, 1],
+      ["bulk_cancelled", "cancelled", 1, 0, 0],
+      ["bulk_erasing", "in_progress", 1, 0, 0],
+      ["bulk_retrying", "in_progress", 2, 1, 1],
+      ["bulk_resolved", "completed", 1, 0, 0],
+    ];
+    expect(went).toEqual(hasLedger ? had : []);
+    const retrying: Bulk = {
+      id: "bulk_retrying",
+      project: "default",
+      action: "retry",
+      filter: { project: "default", states: ["failed"], errorCode: "server_error" },
+      text: undefined,
+      options: { priority: "batch", terms: { maxAttempts: 20, deadlineMs: 86_400_000 }, delayMs: 500 },
+      state: "in_progress",
+      total: 5,
+      done: 2,
+      skipped: 1,
+      failed: 1,
+      cursor: "req_retried",
+      lastId: "req_reworded",
+      errorCode: "model_not_found",
+      idempotencyKey: "key-bulk",
+      fingerprint: "0b".repeat(32),
+      createdAt: start + 24_000,
+      updatedAt: start + 27_000,
+      endedAt: undefined,
+    };
+    expect(today.bulkByKey("default", "key-bulk")).toEqual(hasLedger ? retrying : undefined);
+    expect(today.bulkByKey("other", "key-bulk")?.id).toBe(hasLedger ? "bulk_failed" : undefined);
+    expect(today.bulk("bulk_erasing")).toEqual(
+      hasLedger
+        ? {
+            id: "bulk_erasing",
+            project: "default",
+            action: "erase",
+            state: "in_progress",
+            filter: { project: "default", states: ["completed"], createdBefore: start + 25_000 },
+            text: `Zoë's "first draft"`,
+            done: 1,
+            skipped: 0,
+            failed: 0,
+            cursor: "req_kept_packed,req_erased",
+            lastId: "req_erased",
+            createdAt: start + 24_000,
+            updatedAt: start + 28_000,
+          }
+        : undefined,
+    );
+    const isOver = {
+      state: "completed" as const,
+      done: 3,
+      updatedAt: start + 30_000,
+      endedAt: start + 30_000,
+    };
+    commit({ kind: "bulk", bulk: { ...retrying, ...isOver } });
+    expect(today.bulk("bulk_retrying")).toEqual({ ...retrying, ...isOver });
+    expect(today.bulks({ limit: 100 })).toHaveLength(hasLedger ? 5 : 1);
+    expect(today.bulks({ state: "in_progress", limit: 100 }).map(({ id }) => id)).toEqual(
+      hasLedger ? ["bulk_erasing"] : [],
+    );
   });
 
   test("takes the parts that it did not", () => {
@@ -757,7 +1143,7 @@ describe.each([1, 2, 3, 4])("a file of schema %i", (version) => {
     file.close();
   });
 
-  const hex = (bytes: unknown) => (bytes === null ? undefined : (bytes as Buffer).toString("hex"));
+  const hex = (bytes: unknown) => (bytes ? (bytes as Buffer).toString("hex") : undefined);
 });
 
 describe("a file", () => {

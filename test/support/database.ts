@@ -1,7 +1,8 @@
 import Database from "better-sqlite3";
-import type { PartKind } from "../../src/core/ports.ts";
+import type { Part, PartKind } from "../../src/core/ports.ts";
 import { keep } from "../../src/store/sqlite/keep.ts";
 import { unpacked } from "../../src/store/sqlite/pack.ts";
+import { partsIn } from "../../src/store/sqlite/parts.ts";
 
 /** The value of a pragma, or of its setting. See src/store/sqlite/keep.ts for why the statement is kept. */
 export function pragmaOf(db: Database.Database, text: string): unknown {
@@ -28,13 +29,13 @@ export class KeptDatabase extends Database {
   }
 }
 
-/** Reads a part of a request, whether its parts stand apart or are packed; null where there is none. */
+/** Reads a part of a request, however its parts are stored; null where there is none. */
 export function partReader(db: KeptDatabase): (requestSeq: number, kind: PartKind) => Uint8Array | null {
-  const loose = db.prepare("SELECT bytes FROM parts WHERE request_seq = ? AND kind = ?").pluck();
+  const loose = db.prepare("SELECT kind, seq, codec, bytes FROM parts WHERE request_seq = ?");
   const packs = db.prepare("SELECT bytes FROM packs WHERE request_seq = ?").pluck();
   return (requestSeq, kind) => {
     const pack = packs.get(requestSeq) as Uint8Array | undefined;
-    if (!pack) return (loose.get(requestSeq, kind) as Uint8Array | undefined) ?? null;
-    return unpacked(pack).find((part) => part.kind === kind)?.bytes ?? null;
+    const parts = pack ? unpacked(pack) : partsIn<Part>(loose.all(requestSeq));
+    return parts.find((part) => part.kind === kind)?.bytes ?? null;
   };
 }

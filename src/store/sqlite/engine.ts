@@ -27,6 +27,7 @@ import { labelNumber } from "./label-number.ts";
 import { Ledger, notHeld } from "./ledger.ts";
 import { type Op, opOf } from "./op.ts";
 import { unpacked } from "./pack.ts";
+import { type Codec, headIn, type PartRow, partRows, partsIn, rowKinds, sharedRow } from "./parts.ts";
 import * as rows from "./rows.ts";
 import { Spans } from "./spans.ts";
 import { Usage } from "./usage.ts";
@@ -108,8 +109,13 @@ const sql = {
   insertHeld: "INSERT INTO held (request_seq, call_hash) VALUES (?, unhex(?))",
   insertAttempt: `INSERT INTO attempts (request_seq, ${rows.attemptColumns.join(", ")})
     VALUES (${marks(rows.attemptColumns.length + 1)})`,
-  insertPart: `INSERT INTO parts (request_seq, kind, seq, bytes) VALUES (?, ?, ?, ?)
-    ON CONFLICT DO UPDATE SET key_id = NULL, bytes = excluded.bytes`,
+  insertPart: `INSERT INTO parts (request_seq, kind, seq, codec, bytes) VALUES (?, ?, ?, ?, ?)
+    ON CONFLICT DO NOTHING`,
+  replacePart: `UPDATE parts SET codec = ?, key_id = NULL, bytes = ?
+    WHERE request_seq = ? AND kind = ? AND seq = ?`,
+  dropPart: "DELETE FROM parts WHERE request_seq = ? AND kind = ? AND seq = ?",
+  sharedRow: `SELECT kind, seq, codec, bytes FROM parts
+    WHERE request_seq = ? AND kind = ? AND seq = ? AND codec = 'headed'`,
   update: `UPDATE requests
     SET facet = ?, ${settings(rows.changingColumns, { forks: longerForks, degraded: keptDegraded })} WHERE ${fence}`,
   updateRound: `UPDATE requests
@@ -178,6 +184,8 @@ const sql = {
   notHeld: "DELETE FROM held WHERE request_seq = ?",
   forgetHeld: "DELETE FROM held WHERE request_seq = (SELECT seq FROM requests WHERE id = ?)",
 };
+
+type LooseRow = Part & { codec: Codec };
 
 /** The row of a request, and its facet. */
 interface Place {
@@ -502,8 +510,30 @@ export class Engine extends Ledger {
     this.statement(sql.pruneThrottled).run({ 1: seq, 2: kept });
   }
 
-  private insertParts(seq: number, parts: [PartKind, number, Uint8Array][]): void {
-    for (const [kind, number, bytes] of parts) this.statement(sql.insertPart).run(seq, kind, number, bytes);
+  /** In place of those of the same kind and number, also where what was there shares its row. */
+  private insertParts(seq: number, parts: PartRow[]): void {
+    for (const [kind, number, codec, bytes] of parts) {
+      if (codec === "identity" && sharedRow(kind) !== kind) this.separate(seq, kind, number);
+      const { changes } = this.statement(sql.insertPart).run(seq, kind, number, codec, bytes);
+      if (changes === 0) this.replacePart(seq, [kind, number, codec, bytes]);
+    }
+  }
+
+  private replacePart(seq: number, [kind, number, codec, bytes]: PartRow): void {
+    if (codec === "identity") this.separate(seq, kind, number);
+    else this.statement(sql.dropPart).run(seq, headIn(kind), number);
+    this.statement(sql.replacePart).run(codec, bytes, seq, kind, number);
+  }
+
+  /** Where only one of two parts that share a row is written, each gets a row of its own. */
+  private separate(seq: number, kind: PartKind, number: number): void {
+    const shared = sharedRow(kind);
+    const row = shared && (this.statement(sql.sharedRow).get(seq, shared, number) as LooseRow | undefined);
+    if (!row) return;
+    this.statement(sql.dropPart).run(seq, shared, number);
+    for (const part of partsIn([row])) {
+      this.statement(sql.insertPart).run(seq, part.kind, number, "identity", part.bytes);
+    }
   }
 
   private dropAnswer(seq: number): void {
@@ -532,17 +562,14 @@ export class Engine extends Ledger {
   }
 
   /** The parts of a request that begins anew stand apart again. */
-  private beginAnew(seq: number, parts: [PartKind, number, Uint8Array][]): void {
+  private beginAnew(seq: number, parts: PartRow[]): void {
     this.statement(sql.revived).run(seq);
     // Whoever asked what was asked before must not adopt what is asked now.
     if (parts.some(([kind]) => kind === "body")) this.statement(sql.notHeld).run(seq);
     const pack = this.statement(sql.packOf).pluck().get(seq) as Uint8Array | undefined;
     if (!pack) return;
     this.statement(sql.dropPack).run(seq);
-    this.insertParts(
-      seq,
-      unpacked(pack).map(({ kind, seq: number, bytes }) => [kind, number, bytes]),
-    );
+    this.insertParts(seq, partRows(unpacked(pack)));
   }
 
   /** What is deleted meanwhile is overwritten on disk, too; as soon as the log is copied, that is. */
@@ -658,9 +685,11 @@ export class Engine extends Ledger {
   }
 
   private looseParts(id: string, kinds: PartKind[]): Part[] {
-    const sql = `SELECT kind, parts.seq AS seq, bytes FROM parts JOIN requests ON requests.seq = request_seq
-      WHERE id = ? AND kind IN (${marks(kinds.length)}) ORDER BY kind, parts.seq`;
-    return this.statement(sql).all(id, ...kinds) as Part[];
+    const inRows = rowKinds(kinds);
+    const sql = `SELECT kind, parts.seq AS seq, codec, bytes FROM parts
+      JOIN requests ON requests.seq = request_seq WHERE id = ? AND kind IN (${marks(inRows.length)})`;
+    const found = this.statement(sql).all(id, ...inRows) as LooseRow[];
+    return partsIn(found).filter(({ kind }) => kinds.includes(kind));
   }
 
   events(id: string, after: number, maxBytes: number): EventBatch[] {

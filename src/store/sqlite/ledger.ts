@@ -17,6 +17,7 @@ import type { Part } from "../../core/ports.ts";
 import type { RequestRecord, State } from "../../core/request.ts";
 import { Connection } from "./connection.ts";
 import { unpacked } from "./pack.ts";
+import { type Codec, partsIn } from "./parts.ts";
 import * as rows from "./rows.ts";
 import { type FacetCount, type FacetRow, Selection } from "./selection.ts";
 import { readUsage } from "./usage.ts";
@@ -231,7 +232,7 @@ export class Ledger extends Connection {
 
   private shelved(sql: string, ...values: number[]): Shelved[] {
     const loose = this.statement(
-      "SELECT kind, seq, bytes, key_id AS keyId FROM parts WHERE request_seq = ? ORDER BY kind, seq",
+      "SELECT kind, seq, codec, bytes, key_id AS keyId FROM parts WHERE request_seq = ?",
     );
     const packs = this.statement("SELECT bytes FROM packs WHERE request_seq = ?").pluck();
     const found = this.statement(sql).all(...values) as Omit<Shelved, "parts" | "isPacked">[];
@@ -239,8 +240,8 @@ export class Ledger extends Connection {
     for (let size = 0; read.length < found.length && size < shelvedMax; size += sizeOf(read.at(-1)!)) {
       const request = found[read.length]!;
       const pack = packs.get(request.seq) as Uint8Array | undefined;
-      if (pack) read.push({ ...request, isPacked: true, ...partsIn(pack) });
-      else read.push({ ...request, isPacked: false, parts: loose.all(request.seq) as Shelved["parts"] });
+      if (pack) read.push({ ...request, isPacked: true, ...packedParts(pack) });
+      else read.push({ ...request, isPacked: false, parts: partsIn(loose.all(request.seq) as LooseRow[]) });
     }
     return read;
   }
@@ -254,7 +255,9 @@ export class Ledger extends Connection {
   }
 }
 
-function partsIn(pack: Uint8Array): Pick<Shelved, "parts" | "fault"> {
+type LooseRow = Shelved["parts"][number] & { codec: Codec };
+
+function packedParts(pack: Uint8Array): Pick<Shelved, "parts" | "fault"> {
   try {
     return { parts: unpacked(pack).map((part) => ({ keyId: null, ...part })) };
   } catch (error) {

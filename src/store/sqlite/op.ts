@@ -5,15 +5,13 @@
 
 import { labelsOf } from "../../core/ledger/labels.ts";
 import type { Tally } from "../../core/ledger/ports.ts";
-import type { ChangeSet, EventsWritten, Part, PartKind, Repeats, Vector } from "../../core/ports.ts";
+import type { ChangeSet, EventsWritten, Repeats, Vector } from "../../core/ports.ts";
 import { type Expectation, isTerminal, type RequestRecord } from "../../core/request.ts";
 import { type Facet, facetOf } from "./facets.ts";
 import { labelNumber } from "./label-number.ts";
+import { type PartRow, partRows } from "./parts.ts";
 import * as rows from "./rows.ts";
 import { type TallyRow, tallyRow } from "./usage.ts";
-
-/** Kind, number and bytes; while they are on their way between threads, how many bytes. */
-type PartRow<B> = [kind: PartKind, seq: number, bytes: B];
 
 /** Number of the event before, bytes, and whether what was recorded before is dropped. */
 type EventsRow<B> = [after: number, bytes: B, anew: boolean];
@@ -117,7 +115,7 @@ function acceptOp({
     callHash,
     repeats,
     ...accounts(record, tallies),
-    parts: parts.map(partRow),
+    parts: partRows(parts),
   };
 }
 
@@ -143,7 +141,7 @@ function changeOp({
     attempt: attempt && rows.attemptValues(attempt, record),
     keepThrottled,
     dropAnswer,
-    parts: parts?.map(partRow) ?? [],
+    parts: parts ? partRows(parts) : [],
     events: events && eventsRow(events),
     vectors: vectors?.map(vectorRow),
   };
@@ -179,7 +177,6 @@ const fenceOf = ({ state, attempt, round, owner }: Expectation): rows.Value[] =>
   owner?.epoch ?? null,
 ];
 
-const partRow = ({ kind, seq, bytes }: Part): PartRow<Uint8Array> => [kind, seq, bytes];
 const eventsRow = ({ after, bytes, anew }: EventsWritten): EventsRow<Uint8Array> => [after, bytes, anew];
 const vectorRow = ({ project, hash, createdAt, bytes }: Vector): VectorRow<Uint8Array> => [
   project,
@@ -268,7 +265,7 @@ function each<A, B>(list: readonly A[], form: (one: A) => B): B[] {
 function withBytes<A, B>(op: Op<A>, form: (bytes: A) => B): Op<B> {
   const eventsIn = ([after, bytes, anew]: EventsRow<A>): EventsRow<B> => [after, form(bytes), anew];
   const partsIn = (parts: PartRow<A>[]) =>
-    each(parts, ([kind, seq, bytes]): PartRow<B> => [kind, seq, form(bytes)]);
+    each(parts, ([kind, seq, codec, bytes]): PartRow<B> => [kind, seq, codec, form(bytes)]);
   const vectorsIn = (vectors: VectorRow<A>[]) =>
     each(
       vectors,
@@ -296,7 +293,7 @@ function withBytes<A, B>(op: Op<A>, form: (bytes: A) => B): Op<B> {
 /** How many bytes an operation has beside its values. */
 export function sizeOf(op: Op): number {
   let size = 0;
-  if ("parts" in op) for (const [, , bytes] of op.parts) size += bytes.byteLength;
+  if ("parts" in op) for (const [, , , bytes] of op.parts) size += bytes.byteLength;
   if ("events" in op && op.events) size += op.events[1].byteLength;
   if ("vectors" in op && op.vectors) for (const [, , , bytes] of op.vectors) size += bytes.byteLength;
   if ("packs" in op) for (const [, bytes] of op.packs) size += bytes.byteLength;
