@@ -7,7 +7,7 @@ import { exampleModel } from "./config/providers.ts";
 import { type Config, describeConfig, environment, loadConfig } from "./config.ts";
 import { faultText } from "./core/errors.ts";
 import type { Running } from "./server.ts";
-import { spareCores, systemClock, systemRandom } from "./system.ts";
+import { systemClock, systemRandom, tuneGarbageCollection } from "./system.ts";
 
 const exitFailure = 1;
 
@@ -28,7 +28,7 @@ function check(flags: Flags): void {
 
 async function serve(flags: Flags): Promise<void> {
   const config = read(flags);
-  spareCores();
+  tuneGarbageCollection();
   // Commands that only ask a server need not load one.
   const { startServer } = await import("./server.ts");
   const { createLog } = await import("./telemetry/log.ts");

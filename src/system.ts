@@ -43,7 +43,10 @@ export const systemRandom: Random = {
   id: requestId,
 };
 
-/** On two cores, threads that help to collect garbage take more from the other programs than they give this one. */
-export function spareCores(): void {
+/** Collects garbage as suits a process that is busy for long, and beside others. */
+export function tuneGarbageCollection(): void {
+  // V8 does not wait until the room for new objects is full, in case nothing else is to be done; there always is.
+  setFlagsFromString("--no-minor-gc-task");
+  // On two cores, threads that help to collect take more from the other programs than they give this one.
   if (availableParallelism() <= 2) setFlagsFromString("--no-parallel-scavenge");
 }
