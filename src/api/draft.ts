@@ -144,10 +144,8 @@ const toldToUs =
 function draftOf(source: Source, call: Call, asked: Asked, checks: Checks | undefined): Draft {
   const { endpoint, body, headers, replayOf } = source;
   const { project } = call.caller;
-  const told = [...headers, ...headersOf(call).filter(([name]) => toldToUs.test(name))];
   const { idempotencyKey, terms, priority, runAt, tags, mode, wishes } = asked;
   const repeatable = idempotencyKey === undefined && terms.held && terms.onDisconnect === "continue";
-  const authorization = call.header("authorization");
   const path = source.path.replace(/\/(?=\?|$)/, "");
   const mayRepeat = wishes.onFailure?.staleMs !== undefined || (endpoint.isChat && wishes.cache);
   const needsFingerprint = idempotencyKey !== undefined || mayRepeat;
@@ -170,9 +168,7 @@ function draftOf(source: Source, call: Call, asked: Asked, checks: Checks | unde
       ? sha256(JSON.stringify([path, terms.upstream, fingerprint, ...rulesOf(checks)]))
       : undefined,
     cache: endpoint.isChat ? wishes.cache : undefined,
-    callHash: repeatable
-      ? callHashOf({ project, authorization, path: call.path, headers: told, body: body.bytes })
-      : undefined,
+    callHash: repeatable ? hashOfCall(call, source) : undefined,
     isRetry: /^0*[1-9]\d*$/.test(call.header("x-stainless-retry-count") ?? ""),
     takesEcho: wishes.onFailure === undefined,
     hold: mode.kind !== "async",
@@ -185,6 +181,13 @@ function draftOf(source: Source, call: Call, asked: Asked, checks: Checks | unde
     if (hashes) draft.content.head.vectors = { hashes, ttlMs: wishes.cache.ttlMs };
   }
   return draft;
+}
+
+function hashOfCall(call: Call, { headers, body }: Source): string {
+  const { project } = call.caller;
+  const told = [...headers, ...headersOf(call).filter(([name]) => toldToUs.test(name))];
+  const authorization = call.header("authorization");
+  return callHashOf({ project, authorization, path: call.path, headers: told, body: body.bytes });
 }
 
 /** Two replays under one key are the same one only if they are of the same request. */

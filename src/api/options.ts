@@ -171,7 +171,7 @@ export function readChange(
   now: number,
 ): { change: RetryChange; validate?: ValidateWish | false } {
   const schema = isOne ? roundSchema : roundsSchema;
-  const { validate, ...asked } = parseOptions(value ?? {}, "options", now, schema) as Options;
+  const { validate, ...asked } = parseOptions(value ?? undefined, "options", now, schema) as Options;
   checkTimes(asked, "options");
   if (asked.upstream !== undefined && !table.upstreams.some(({ name }) => name === asked.upstream)) {
     throw new AppError("upstream_not_found", "There is no such upstream.", { param: "options.upstream" });
@@ -209,7 +209,7 @@ export function readStream(
 function readOptions(body: Record<string, unknown>, header: HeaderOf, now: number, where: string): Options {
   const text = header("outlast-options");
   const fromHeader = text === undefined ? {} : parseOptions(parseJson(text), "Outlast-Options", now);
-  const fromBody = parseOptions(body.outlast ?? {}, where, now);
+  const fromBody = parseOptions(body.outlast ?? undefined, where, now);
   return { ...fromHeader, ...fromBody };
 }
 
@@ -227,6 +227,8 @@ function parseOptions(
   now: number,
   schema: z.ZodObject = optionsSchema,
 ): Options {
+  // Most calls say nothing.
+  if (value === undefined) return {};
   const parsed = schema.safeParse(value) as z.ZodSafeParseResult<Options>;
   if (parsed.success) {
     if ((parsed.data.run_at ?? 0) > now + yearMs) throw invalid(`${where}.run_at`, meaning.run_at);

@@ -56,10 +56,10 @@ export function toCaller(headers: HeaderList): HeaderList {
   return headers.filter(([name]) => !hopByHop.has(name) && !siteBound.has(name) && !named.has(name));
 }
 
-function namedByConnection(headers: HeaderList): Set<string> {
-  const named = new Set<string>();
-  for (const [name, value] of headers) {
-    if (name === "connection") for (const one of value.split(",")) named.add(one.trim().toLowerCase());
-  }
-  return named;
+const noNames: ReadonlySet<string> = new Set();
+
+function namedByConnection(headers: HeaderList): ReadonlySet<string> {
+  if (!headers.some(([name]) => name === "connection")) return noNames;
+  const values = headers.filter(([name]) => name === "connection").flatMap(([, value]) => value.split(","));
+  return new Set(values.map((one) => one.trim().toLowerCase()));
 }

@@ -40,6 +40,8 @@ interface Endpoint {
   origin: string;
   basePath: string;
   headers: HeaderList;
+  /** Names of `headers`. */
+  ownNames: ReadonlySet<string>;
   secrets: string[];
   /** It is asked for the usage of streams; until it refuses. */
   asksUsage: boolean;
@@ -99,12 +101,14 @@ function endpointOf(
     value,
   ]);
   const authorization: HeaderList = apiKey ? [["authorization", `Bearer ${apiKey}`]] : [];
+  const own = [...authorization, ...configured];
   return {
     pool: createPool(origin, connectMs, maxConcurrency),
     openPool: createPool(origin, connectMs),
     origin,
     basePath: pathname.replace(/\/$/, ""),
-    headers: [...authorization, ...configured],
+    headers: own,
+    ownNames: new Set(own.map(([name]) => name)),
     secrets: [
       apiKey ?? "",
       ...configured.filter(([name]) => isSecretName(name)).map(([, value]) => value),
@@ -114,9 +118,8 @@ function endpointOf(
 }
 
 /** The upstream's own headers take the place of the caller's. */
-function headersFor(endpoint: Endpoint, headers: HeaderList): HeaderList {
-  const own = new Set(endpoint.headers.map(([name]) => name));
-  return [...headers.filter(([name]) => !own.has(name)), ...endpoint.headers];
+function headersFor({ headers: own, ownNames }: Endpoint, headers: HeaderList): HeaderList {
+  return [...headers.filter(([name]) => !ownNames.has(name)), ...own];
 }
 
 function callUpstream(
@@ -149,9 +152,9 @@ const sentHeaders = (endpoint: Endpoint, { headers }: UpstreamCall): HeaderList 
 
 /** What was sent, as it may be kept. */
 function sentBy(endpoint: Endpoint, call: UpstreamCall, body: Uint8Array): Exchange {
-  const { origin, basePath, headers: own, secrets } = endpoint;
+  const { origin, basePath, ownNames, secrets } = endpoint;
   const { method, path } = call;
-  const hidden = { names: new Set(own.map(([name]) => name)), values: secrets };
+  const hidden = { names: ownNames, values: secrets };
   const url = visibleUrl(origin + basePath + path, hidden);
   return { head: { method, url, headers: visibleHeaders(sentHeaders(endpoint, call), hidden) }, body };
 }
@@ -172,10 +175,10 @@ function dispatch(
 /** The one event of a plain answer; a generator would cost several promises more for each call. */
 function endsWith(ended: Promise<Ended>): AsyncIterable<UpstreamEvent> {
   let told = false;
-  const next = async (): Promise<IteratorResult<UpstreamEvent>> => {
-    if (told) return { done: true, value: undefined };
+  const next = (): Promise<IteratorResult<UpstreamEvent>> => {
+    if (told) return Promise.resolve({ done: true, value: undefined });
     told = true;
-    return { done: false, value: await ended };
+    return ended.then((value) => ({ done: false, value }));
   };
   return { [Symbol.asyncIterator]: () => ({ next }) };
 }

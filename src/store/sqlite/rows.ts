@@ -74,7 +74,7 @@ const json = (value: unknown): string | null => (value === undefined ? null : JS
 export const listOrNull = (list: (string | number)[]): string | null =>
   list.length === 0 ? null : JSON.stringify(list);
 /** Text as the database gives it back: half of a character is none. */
-export const wellFormed = (text: string): string => text.replace(/\p{Surrogate}/gu, "\ufffd");
+export const wellFormed = (text: string): string => text.toWellFormed();
 const hex = (bytes: Value): string | undefined =>
   bytes instanceof Uint8Array ? Buffer.from(bytes).toString("hex") : undefined;
 
