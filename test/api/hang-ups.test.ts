@@ -471,12 +471,10 @@ it("a caller whose hang-up arrives together with its answer, after a stall, was 
     this: Worker,
     ...args
   ) {
-    setImmediate(() => {
-      const until = performance.now() + 50;
-      while (performance.now() < until);
-      peer.socket.destroy();
-    });
-    return Reflect.apply(postMessage, this, args);
+    Reflect.apply(postMessage, this, args);
+    const until = performance.now() + 50;
+    while (performance.now() < until);
+    peer.socket.destroy();
   });
   onTestFinished(() => post.mockRestore());
   held.release(answer());
