@@ -100,10 +100,10 @@ export class Librarian {
     const toFile = [
       ...new Map([...older.requests, ...ended].map((request) => [request.seq, request])).values(),
     ];
-    const docs = [...toFile, ...waiting].map((request) => this.docOf(request));
+    const inOrder = [...toFile, ...waiting].sort((a, b) => a.seq - b.seq);
     const gone = known.forgotten.filter((one) => this.isGone(one)).map(({ id }) => id);
     const isDone = this.ofFile((file) => {
-      file.add(docs);
+      file.add(this.docsOf(inOrder));
       file.lookedTo = older.lookedTo;
       if (gone.length > 0) file.dropForgotten(gone);
       return true;
@@ -141,6 +141,11 @@ export class Librarian {
     if (from === undefined || limit === 0) return { requests: [], lookedTo: from };
     const { requests, lookedTo } = this.engine.endedFrom(from, limit);
     return { requests, lookedTo: lookedTo === from ? undefined : lookedTo };
+  }
+
+  /** One by one, so that no more of them than one is in memory. */
+  private *docsOf(requests: Shelved[]): Iterable<SearchDoc> {
+    for (const request of requests) yield this.docOf(request);
   }
 
   /** One request that cannot be read must not stop all others: it has no text. */

@@ -174,10 +174,11 @@ export class SearchFile {
   }
 
   /** Indexes texts, each in place of what is known of its request; one that is forgotten is left out. */
-  add(docs: SearchDoc[]): void {
+  add(docs: Iterable<SearchDoc>): void {
     this.change(() => {
-      const fresh = docs.filter((doc) => this.makeRoom(doc)).sort((a, b) => a.seq - b.seq);
-      for (const { seq, id, project, prompt, answer } of fresh) {
+      for (const doc of docs) {
+        if (!this.makeRoom(doc)) continue;
+        const { seq, id, project, prompt, answer } = doc;
         this.statement(sql.insertDoc).run(seq, id, project, packed({ prompt, answer }));
         this.statement(sql.insertText).run(seq, projectWord(project), prompt, answer);
       }
