@@ -137,7 +137,10 @@ export class StreamReader implements FeedListener {
     // What the feed has beyond the disk may never get there: somebody else may have ended the request.
     if (ended && this.committedOnly) return void this.read();
     if (!this.committedOnly && this.after < feed.count && !this.give(feed.since(this.after))) return;
-    if (ended && this.after >= feed.count) this.conclude(ended, feed.count);
+    if (!ended || this.after < feed.count) return;
+    // A feed that was opened just when the request had ended has heard nothing of it.
+    if (feed.count === 0) return void this.read();
+    this.conclude(ended, feed.count);
   }
 
   private give(data: string[]): boolean {

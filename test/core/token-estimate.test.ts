@@ -56,10 +56,11 @@ describe("the estimate of a call's tokens", () => {
           const { prompt } = estimate(known, sized(50_000, media));
           const truth = 50_000 * ratio + media;
           expect(Math.abs(prompt - truth)).toBeLessThanOrEqual(0.02 * truth + 2);
-          expect(known?.error).toBeLessThan(0.05);
+          // Of a prompt of a few tokens, a part of one is much.
+          expect(known?.error).toBeLessThan(0.05 + 1 / (400 * ratio + media));
         },
       ),
-      { numRuns: 100 },
+      { numRuns: 100, examples: [[0.02, 0, Array(150).fill(400)]] },
     );
   });
 
