@@ -63,7 +63,7 @@ export function partsIn<T extends Part>(rows: readonly (T & { codec: Codec })[])
   return parts.sort((a, b) => (a.kind === b.kind ? a.seq - b.seq : a.kind < b.kind ? -1 : 1));
 }
 
-function apart<T extends Omit<Part, "codec">>(row: T): T[] {
+function apart<T extends Part>(row: T): T[] {
   const { buffer, byteOffset, byteLength } = row.bytes;
   const end = lengthBytes + new DataView(buffer, byteOffset, byteLength).getUint32(0, true);
   const head = { ...row, kind: headOf.get(row.kind)!, bytes: row.bytes.subarray(lengthBytes, end) };

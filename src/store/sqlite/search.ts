@@ -29,7 +29,7 @@ export interface SearchOptions {
 }
 
 const stepMs = 20;
-/** How many requests a step deals with: fewer would be one write to the disk each, and more take 50 MB more of memory. */
+/** How many requests a step deals with: fewer would be one write to the disk each, and more take more memory at once. */
 const stepLimitMin = 16;
 const stepLimitMax = 64;
 /** Changes a second by which the rest after a step grows by the step's own length, and how often it does so at most. */
