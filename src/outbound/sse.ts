@@ -19,9 +19,13 @@ export class EventReader {
   /** The text until now ended in CR; a LF that follows belongs to it. */
   private isBehindCr = false;
   private isOver = false;
+  /** What was read until now ended with an event. */
+  private isBetween = true;
+  private readonly listener: EventListener;
 
   /** @param maxEventLength characters of one event */
   constructor(listener: EventListener, maxEventLength: number) {
+    this.listener = listener;
     this.parser = createParser({
       onEvent: ({ data, event }) => listener.event(oneLine(data), event),
       onError: ({ type }) => {
@@ -53,9 +57,19 @@ export class EventReader {
     this.isAtStart = false;
     if (this.isBehindCr && text.startsWith("\n")) text = text.slice(1);
     this.isBehindCr = decoded.endsWith("\r");
-    this.parser.feed(text.includes("\r") ? text.replaceAll("\r\n", "\n").replaceAll("\r", "\n") : text);
+    if (text.includes("\r")) text = text.replaceAll("\r\n", "\n").replaceAll("\r", "\n");
+    const isWhole = this.isBetween && isOneEvent(text);
+    this.isBetween = text.endsWith("\n\n");
+    if (isWhole) this.listener.event(text.slice(dataField.length, -2), undefined);
+    else this.parser.feed(text);
   }
 }
+
+const dataField = "data: ";
+
+/** What a packet mostly is: an event of one line of data, which there is nothing to parse in. */
+const isOneEvent = (text: string): boolean =>
+  text.startsWith(dataField) && text.indexOf("\n") === text.length - 2 && text.endsWith("\n\n");
 
 /** In JSON a line break is white space wherever it may stand. */
 const oneLine = (data: string): string => (data.includes("\n") ? data.replaceAll("\n", " ") : data);
