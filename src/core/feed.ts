@@ -5,6 +5,7 @@
 
 import { readChunk } from "./chunk.ts";
 import { faultText, StorageError } from "./errors.ts";
+import { GrowingText } from "./growing-text.ts";
 import type { Chunk, EventsWritten, Identity, Observer, World } from "./ports.ts";
 import type { Expectation, RequestRecord } from "./request.ts";
 
@@ -26,8 +27,8 @@ export interface FeedSource {
 }
 
 /** Events are so long in memory alone; with the looking and the commit it is less than 100 ms. */
-const recordAfterMs = 65;
-const lookEveryMs = 15;
+const recordAfterMs = 50;
+const lookEveryMs = 30;
 /** Where the disk is slower than the answer, the answer waits. */
 const tailMaxBytes = 1024 * 1024;
 const loadBytes = 256 * 1024;
@@ -46,7 +47,7 @@ export class Feed {
   /** What the answer calls itself, from its first event on. */
   identity: Identity | undefined;
   /** All text that was published, where nothing else was. */
-  private text: string | undefined = "";
+  private text: GrowingText | undefined = new GrowingText();
   /** How many events follow the one that said why the answer ends; undefined where none did. */
   afterEnd: number | undefined;
   private tail: string[] = [];
@@ -77,7 +78,7 @@ export class Feed {
 
   /** What an answer begun anew has to begin with to be the continuation; undefined where it cannot be. */
   get spliceText(): string | undefined {
-    return this.count > 0 && this.text !== "" ? this.text : undefined;
+    return this.count > 0 && !this.text?.isEmpty ? this.text?.toString() : undefined;
   }
 
   /** The events behind number `after` that are not on disk; `after` is not before those that are. */
@@ -107,7 +108,8 @@ export class Feed {
     this.count++;
     if (this.afterEnd !== undefined) this.afterEnd++;
     else if (isEnd) this.afterEnd = 0;
-    this.text = this.text === undefined || text === undefined ? undefined : this.text + text;
+    if (text === undefined) this.text = undefined;
+    else this.text?.add(text);
     this.identity ??= identityOf(data);
   }
 
@@ -119,7 +121,7 @@ export class Feed {
     this.committed = 0;
     this.tail = [];
     this.tailBytes = 0;
-    this.text = "";
+    this.text = new GrowingText();
     this.afterEnd = undefined;
     this.anew = true;
     this.source = undefined;

@@ -217,6 +217,7 @@ const members = {
     ],
     ...["facet", "isLive", "isEnded", "tallies"],
   ],
+  events: ["kind", "id", "fence", "forks", "events"],
 };
 
 export function pack(ops: Op[]): Parcel {
@@ -242,7 +243,7 @@ export function unpack({ ops, bytes }: Parcel): Op[] {
 }
 
 function listed(op: Op<number>): Op<number> | Listed {
-  if (op.kind !== "accept" && op.kind !== "change") return op;
+  if (op.kind !== "accept" && op.kind !== "change" && op.kind !== "events") return op;
   const values = op as unknown as Record<string, unknown>;
   return each(members[op.kind], (name) => values[name]);
 }
