@@ -1,5 +1,6 @@
 /** Reads the chunks of a streamed chat completion, and makes of them the answer that a plain call would have had. */
 
+import { GrowingText } from "./growing-text.ts";
 import type { Chunk, Identity } from "./ports.ts";
 
 type Json = Record<string, unknown>;
@@ -77,6 +78,8 @@ export class Assembly {
   private unfinished = 0;
   /** Something was said behind an end: some upstreams give every chunk a finish_reason. */
   private wentOn = false;
+  /** What is still to be added to the first choice's text. */
+  private appended: GrowingText | undefined;
 
   /** @param expected how many choices were asked for, where that is known: they may come one after the other */
   constructor(expected = 1) {
@@ -85,11 +88,26 @@ export class Assembly {
 
   /** Takes a chunk, whose parts it keeps and changes. */
   add(json: Json): void {
+    this.settle();
     for (const name in json) {
       const value = json[name];
       if (value !== null && !chunkOnly.has(name)) this.top[name] = value;
     }
     for (const choice of choicesOf(json)) this.addChoice(choice);
+  }
+
+  /** Takes a chunk that is as the one before but for its text, see `Stencil`. False where it has to be taken whole. */
+  append(text: string): boolean {
+    if (typeof this.choices.get(0)?.message.content !== "string") return false;
+    this.appended ??= new GrowingText();
+    this.appended.add(text);
+    return true;
+  }
+
+  private settle(): void {
+    if (!this.appended) return;
+    this.choices.get(0)!.message.content += this.appended.toString();
+    this.appended = undefined;
   }
 
   /** No choice was seen. */
@@ -117,6 +135,7 @@ export class Assembly {
 
   /** The chat.completion as JSON. */
   completion(identity?: Identity): string {
+    this.settle();
     const { id, created, model, usage, ...rest } = this.top;
     const choices = [...this.choices.values()].sort((a, b) => a.index - b.index).map(finalChoice);
     return JSON.stringify({

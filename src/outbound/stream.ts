@@ -3,12 +3,13 @@
 import type { Transform } from "node:stream";
 import { createBrotliDecompress, createGunzip, createInflate } from "node:zlib";
 import type { Dispatcher } from "undici";
-import { Assembly, type ReadChunk, readChunk } from "../core/chunk.ts";
+import { Assembly, readChunk } from "../core/chunk.ts";
 import { type HeaderList, toCaller } from "../core/headers.ts";
 import { rawMember, replaceMember } from "../core/json-text.ts";
 import type { Abort, Clock, Exchange, Outcome, StreamWish, UpstreamEvent } from "../core/ports.ts";
 import { visibleAnswerHeaders } from "../core/redact.ts";
 import { chunksOf } from "../core/restream.ts";
+import { Stencil } from "../core/stencil.ts";
 import { answerOf, errorOf, type Reading } from "./answer.ts";
 import { Arrivals } from "./arrivals.ts";
 import { type Ended, failed, PlainAnswer } from "./plain.ts";
@@ -104,6 +105,8 @@ class StreamedAnswer extends PlainAnswer {
   private isAtEnd = false;
   private isPaused = false;
   private firstContentAt: number | undefined;
+  /** What the next chunk is like, if it is like the newest one. */
+  private stencil: Stencil | undefined;
   /** The newest chunk said why the answer ends, or what it used, and nothing else. */
   private saidLast = false;
   private cancelTimer: (() => void) | undefined;
@@ -209,6 +212,7 @@ class StreamedAnswer extends PlainAnswer {
 
   private event(data: string, name: string | undefined): void {
     if (this.over || data === "") return;
+    if (name === undefined && this.takeAlike(data)) return;
     if (data.startsWith("[DONE]")) {
       if (this.assembly.isEmpty) this.fail("");
       else this.succeed();
@@ -226,17 +230,34 @@ class StreamedAnswer extends PlainAnswer {
     if (name !== undefined && !("choices" in read.json)) return;
     const isFirst = this.assembly.isEmpty;
     this.assembly.add(read.json);
+    this.stencil = Stencil.of(read);
     if (read.isContent) this.firstContentAt ??= this.clock.now();
     // Where an upstream gives every chunk a finish_reason, one with text is not the last word, nor is the first one.
     this.saidLast = read.isUsageOnly || (read.isEnd && read.chars === 0 && !isFirst);
     if (read.isUsageOnly && !this.terms.wish.usage) return;
     const { isContent, isEnd, text, chars } = read;
-    this.arrivals.add({ data: this.forCaller(read), isContent, isEnd, text, chars });
+    this.arrivals.add({
+      data: this.forCaller(data, read.json.usage === null),
+      isContent,
+      isEnd,
+      text,
+      chars,
+    });
   }
 
-  private forCaller({ data, json }: ReadChunk): string {
+  /** Takes a chunk that says nothing new but its text; false where it may be another one. */
+  private takeAlike(data: string): boolean {
+    const { stencil } = this;
+    const text = stencil?.textOf(data);
+    if (text === undefined || !this.assembly.append(text)) return false;
+    const forCaller = this.forCaller(data, stencil!.hasNullUsage);
+    this.arrivals.add({ data: forCaller, isContent: true, isEnd: false, text, chars: text.length });
+    return true;
+  }
+
+  private forCaller(data: string, hasNullUsage: boolean): string {
     const { hidesUsage, wish } = this.terms;
-    const text = hidesUsage && json.usage === null ? withoutNullUsage(data) : data;
+    const text = hidesUsage && hasNullUsage ? withoutNullUsage(data) : data;
     if (!wish.identity) return text;
     const { id, created } = wish.identity;
     return replaceMember(replaceMember(text, "id", JSON.stringify(id)), "created", String(created));
