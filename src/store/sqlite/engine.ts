@@ -27,7 +27,7 @@ import { labelNumber } from "./label-number.ts";
 import { Ledger, notHeld } from "./ledger.ts";
 import { type Op, opOf } from "./op.ts";
 import { unpacked } from "./pack.ts";
-import { type Codec, headIn, type PartRow, partRows, partsIn, rowKinds, sharedRow } from "./parts.ts";
+import { type PartRow, PartTable, partRows, partsIn, rowKinds, type StoredPart } from "./parts.ts";
 import * as rows from "./rows.ts";
 import { Spans } from "./spans.ts";
 import { Usage } from "./usage.ts";
@@ -109,13 +109,6 @@ const sql = {
   insertHeld: "INSERT INTO held (request_seq, call_hash) VALUES (?, unhex(?))",
   insertAttempt: `INSERT INTO attempts (request_seq, ${rows.attemptColumns.join(", ")})
     VALUES (${marks(rows.attemptColumns.length + 1)})`,
-  insertPart: `INSERT INTO parts (request_seq, kind, seq, codec, bytes) VALUES (?, ?, ?, ?, ?)
-    ON CONFLICT DO NOTHING`,
-  replacePart: `UPDATE parts SET codec = ?, key_id = NULL, bytes = ?
-    WHERE request_seq = ? AND kind = ? AND seq = ?`,
-  dropPart: "DELETE FROM parts WHERE request_seq = ? AND kind = ? AND seq = ?",
-  sharedRow: `SELECT kind, seq, codec, bytes FROM parts
-    WHERE request_seq = ? AND kind = ? AND seq = ? AND codec = 'headed'`,
   update: `UPDATE requests
     SET facet = ?, ${settings(rows.changingColumns, { forks: longerForks, degraded: keptDegraded })} WHERE ${fence}`,
   updateRound: `UPDATE requests
@@ -185,8 +178,6 @@ const sql = {
   forgetHeld: "DELETE FROM held WHERE request_seq = (SELECT seq FROM requests WHERE id = ?)",
 };
 
-type LooseRow = Part & { codec: Codec };
-
 /** The row of a request, and its facet. */
 interface Place {
   seq: number;
@@ -201,6 +192,7 @@ export class Engine extends Ledger {
   /** Whether there is an orphan, and when the last keyless call failed; undefined: to be looked up. */
   private hasOrphans: boolean | undefined;
   private lastFailedAt: number | undefined;
+  private readonly partTable = new PartTable(this.statement);
   private readonly facets = new Facets(this.statement);
   private readonly spans = new Spans(this.statement);
   private readonly used = new Usage(this.statement);
@@ -366,7 +358,7 @@ export class Engine extends Ledger {
     for (const label of labels) this.statement(sql.insertLabel).run(label, seq);
     if (op.isLive) this.live.set(id, { seq, facet });
     if (op.isEnded) this.statement(sql.ended).run(seq);
-    this.insertParts(seq, parts);
+    this.partTable.insert(seq, parts);
     for (const tally of op.tallies) this.used.add(tally);
     return applied;
   }
@@ -460,10 +452,10 @@ export class Engine extends Ledger {
     const replace = () => {
       if (op.round && !op.isEnded) this.beginAnew(seq, parts);
       if (dropAnswer) this.dropAnswer(seq);
-      this.insertParts(seq, parts);
+      this.partTable.insert(seq, parts);
     };
     if (op.round || dropAnswer) this.overwriting(replace);
-    else this.insertParts(seq, parts);
+    else this.partTable.insert(seq, parts);
     if (events) this.insertEvents(seq, events);
     if (vectors?.length) this.insertVectors(vectors);
     for (const tally of op.tallies) this.used.add(tally);
@@ -510,32 +502,6 @@ export class Engine extends Ledger {
     this.statement(sql.pruneThrottled).run({ 1: seq, 2: kept });
   }
 
-  /** In place of those of the same kind and number, also where what was there shares its row. */
-  private insertParts(seq: number, parts: PartRow[]): void {
-    for (const [kind, number, codec, bytes] of parts) {
-      if (codec === "identity" && sharedRow(kind) !== kind) this.separate(seq, kind, number);
-      const { changes } = this.statement(sql.insertPart).run(seq, kind, number, codec, bytes);
-      if (changes === 0) this.replacePart(seq, [kind, number, codec, bytes]);
-    }
-  }
-
-  private replacePart(seq: number, [kind, number, codec, bytes]: PartRow): void {
-    if (codec === "identity") this.separate(seq, kind, number);
-    else this.statement(sql.dropPart).run(seq, headIn(kind), number);
-    this.statement(sql.replacePart).run(codec, bytes, seq, kind, number);
-  }
-
-  /** Where only one of two parts that share a row is written, each gets a row of its own. */
-  private separate(seq: number, kind: PartKind, number: number): void {
-    const shared = sharedRow(kind);
-    const row = shared && (this.statement(sql.sharedRow).get(seq, shared, number) as LooseRow | undefined);
-    if (!row) return;
-    this.statement(sql.dropPart).run(seq, shared, number);
-    for (const part of partsIn([row])) {
-      this.statement(sql.insertPart).run(seq, part.kind, number, "identity", part.bytes);
-    }
-  }
-
   private dropAnswer(seq: number): void {
     this.statement(sql.dropAnswer).run(seq);
     this.statement(sql.dropEvents).run(seq);
@@ -569,7 +535,7 @@ export class Engine extends Ledger {
     const pack = this.statement(sql.packOf).pluck().get(seq) as Uint8Array | undefined;
     if (!pack) return;
     this.statement(sql.dropPack).run(seq);
-    this.insertParts(seq, partRows(unpacked(pack)));
+    this.partTable.insert(seq, partRows(unpacked(pack)));
   }
 
   /** What is deleted meanwhile is overwritten on disk, too; as soon as the log is copied, that is. */
@@ -688,7 +654,7 @@ export class Engine extends Ledger {
     const inRows = rowKinds(kinds);
     const sql = `SELECT kind, parts.seq AS seq, codec, bytes FROM parts
       JOIN requests ON requests.seq = request_seq WHERE id = ? AND kind IN (${marks(inRows.length)})`;
-    const found = this.statement(sql).all(id, ...inRows) as LooseRow[];
+    const found = this.statement(sql).all(id, ...inRows) as StoredPart[];
     return partsIn(found).filter(({ kind }) => kinds.includes(kind));
   }
 
