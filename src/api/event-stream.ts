@@ -15,6 +15,9 @@ const ownHeaders: HeaderList = [
   ["x-accel-buffering", "no"],
 ];
 
+/** Node joins text to headers that are still to be sent, and writes both as UTF-8; headers are Latin-1. */
+const bytesOf = (text: string): Buffer => Buffer.from(text);
+
 const lastChunk = "0\r\n\r\n";
 
 export class EventStream {
@@ -85,9 +88,9 @@ export class EventStream {
     this.saidAt = this.clock.ticks();
     const { socket } = this.outgoing;
     // The first write takes the headers with it; without a socket, another answer is under way on the connection.
-    if (this.hasWritten && socket) return this.writeTo(socket, this.framed(text));
+    if (this.isChunked && this.hasWritten && socket) return this.writeTo(socket, this.framed(text));
     this.hasWritten = true;
-    return this.outgoing.write(this.framed(text));
+    return this.outgoing.write(bytesOf(this.framed(text)));
   }
 
   private writeTo(socket: Socket, text: string): boolean {
@@ -103,11 +106,12 @@ export class EventStream {
 
   end(text: string): void {
     this.close();
-    this.outgoing.end(this.isChunked ? this.framed(text) + lastChunk : text);
+    this.outgoing.end(bytesOf(this.isChunked ? this.framed(text) + lastChunk : text));
   }
 
   private framed(text: string): string {
-    return this.isChunked ? `${Buffer.byteLength(text).toString(16)}\r\n${text}\r\n` : text;
+    // A chunk without anything would be the last one.
+    return this.isChunked && text !== "" ? `${Buffer.byteLength(text).toString(16)}\r\n${text}\r\n` : text;
   }
 
   /** Says what went wrong, and then breaks the connection: the stream must not look whole to anybody. */

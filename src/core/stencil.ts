@@ -30,10 +30,10 @@ export class Stencil {
     if (!isText || (json.choices as unknown[]).length !== 1 || data.includes("\\")) return undefined;
     const start = onlyEnd(data, contentKey);
     if (start === undefined || !data.startsWith(`${text}"`, start)) return undefined;
-    const rest = data.slice(start + text.length);
-    const padded = typeof json.obfuscation === "string" ? onlyEnd(rest, paddingKey) : undefined;
+    const end = start + text.length;
+    const padded = typeof json.obfuscation === "string" ? (onlyEnd(data, paddingKey) ?? 0) : 0;
     const behind =
-      padded === undefined ? [rest] : [rest.slice(0, padded), rest.slice(rest.indexOf('"', padded))];
+      padded > end ? [data.slice(end, padded), data.slice(data.indexOf('"', padded))] : [data.slice(end)];
     return new Stencil([data.slice(0, start), ...behind], json.usage === null);
   }
 

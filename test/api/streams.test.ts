@@ -1,7 +1,8 @@
 /** Live streams through the front door: what comes when, byte for byte; what is recorded; and how they fail. */
 
 import { once } from "node:events";
-import { type IncomingMessage, request, ServerResponse } from "node:http";
+import { type IncomingMessage, request } from "node:http";
+import { Socket } from "node:net";
 import { gzipSync } from "node:zlib";
 import { describe, expect, it, onTestFinished, vi } from "vitest";
 import { answer, deltas, fail, gate, hang, reset, type Step, stream } from "../support/fake-upstream.ts";
@@ -17,7 +18,7 @@ import {
   whole,
 } from "../support/live-streams.ts";
 import { hello, type Outlast, type OutlastOptions, quick } from "../support/outlast.ts";
-import { refusalOf, serveTest, strictAsync, strictRequest, WatchedClock } from "./wire.ts";
+import { rawCall, refusalOf, serveTest, strictAsync, strictRequest, talk, WatchedClock } from "./wire.ts";
 
 const path = "/v1/chat/completions";
 const streamed = { ...hello, stream: true };
@@ -264,6 +265,60 @@ describe("the usage of a stream", () => {
     expect(dataOf(other).filter((data) => data.includes("total_tokens"))).toEqual([]);
     expect([other.text, other.isDone]).toEqual(["Hi", true]);
   });
+
+  it("that comes alone is nothing at all to who did not ask, and no end of the answer", async () => {
+    const { fake } = await start();
+    const faucet = new Faucet();
+    fake.script(faucet.step);
+    faucet.say(...begun(["a"]));
+    const asked = await listen(asksUsage, key);
+    await asked.until(({ events }) => events.length === 2);
+    const other = await listen(streamed, key);
+    await other.until(({ events }) => events.length === 2);
+    faucet.say(stopChunk());
+    for (const caller of [asked, other]) await caller.until(({ events }) => events.length === 3);
+    faucet.say(usageChunk);
+    await asked.until(({ events }) => events.length === 4);
+    faucet.end();
+    await Promise.all([asked.end(), other.end()]);
+    expect([other.text, other.isDone]).toEqual(["a", true]);
+    expect(dataOf(other).filter((data) => data.includes("total_tokens"))).toEqual([]);
+  });
+});
+
+describe("the head of a stream", () => {
+  it("comes without a body where it is asked for alone, while the stream runs", async () => {
+    const { fake } = await start();
+    const faucet = new Faucet();
+    fake.script(faucet.step);
+    faucet.say(...begun(["a"]));
+    const caller = await listen();
+    await caller.until(({ text }) => text === "a");
+    const heading = talk(outlast.url, rawCall(`HEAD /v1/requests/${caller.requestId}/stream`));
+    for (let i = 0; i < 3; i++) await outlast.fetch("/healthz");
+    const reader = await SseCaller.of(outlast.fetch(`/v1/requests/${caller.requestId}/stream`));
+    for (const text of ["ab", "abc", "abcd"]) {
+      faucet.say(textChunk(text.at(-1)!));
+      await reader.until((one) => one.text === text);
+    }
+    faucet.say(stopChunk());
+    faucet.end();
+    await Promise.all([caller.end(), reader.end()]);
+    const { status, body } = await heading;
+    expect([status, body]).toEqual([200, ""]);
+  });
+
+  it("says what the upstream's said, byte for byte, also beyond ASCII", async () => {
+    const { fake } = await start();
+    fake.script((_call, res) => {
+      res.writeHead(200, { "content-type": "text/event-stream", "x-note": "caf\u00e9" });
+      res.end(wire(...whole(["w\u00f6rld"]), "[DONE]"));
+    });
+    const call = rawCall(`POST ${path}`, { "content-type": "application/json" }, JSON.stringify(streamed));
+    const { headers, body } = await talk(outlast.url, call);
+    expect(headers["x-note"]).toBe("caf\u00e9");
+    expect(Buffer.from(body, "latin1").toString()).toContain("w\u00f6rld");
+  });
 });
 
 describe("a slow reader", () => {
@@ -274,13 +329,13 @@ describe("a slow reader", () => {
     const all = [roleChunk(), ...pieces, stopChunk()];
     fake.script(stream(all));
     let mostBuffered = 0;
-    const { write } = ServerResponse.prototype;
-    const spy = vi.spyOn(ServerResponse.prototype, "write").mockImplementation(function (
-      this: ServerResponse,
+    const { write } = Socket.prototype;
+    const spy = vi.spyOn(Socket.prototype, "write").mockImplementation(function (
+      this: Socket,
       ...given: unknown[]
     ) {
       const went: boolean = Reflect.apply(write, this, given);
-      if (this.req.headers.host === new URL(outlast.url).host) {
+      if (this.localPort === Number(new URL(outlast.url).port)) {
         mostBuffered = Math.max(mostBuffered, this.writableLength);
       }
       return went;

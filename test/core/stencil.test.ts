@@ -84,6 +84,12 @@ describe("a stencil", () => {
     expect(Stencil.of(readChunk(JSON.stringify(chunk))!)).toBeUndefined();
   });
 
+  it("takes no other string for padding than the chunk's own", () => {
+    const line = (said: string) =>
+      JSON.stringify({ obfuscation: "x", ...chunkOf({ content: "a", obfuscation: said }) });
+    expect(Stencil.of(readChunk(line(""))!)!.textOf(line("zz"))).toBeUndefined();
+  });
+
   it("says of any chunks what parsing says", () => {
     const piece = fc.oneof(
       fc.string({ unit: "grapheme", maxLength: 20 }),

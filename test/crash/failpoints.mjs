@@ -6,6 +6,7 @@
 
 import { appendFileSync } from "node:fs";
 import { ServerResponse } from "node:http";
+import { Socket } from "node:net";
 import { isMainThread } from "node:worker_threads";
 import Database from "better-sqlite3";
 import { Pool } from "undici";
@@ -90,14 +91,17 @@ function before(handler, name, act) {
   });
 }
 
+/** Events on their way to a caller. */
+const isEvent = /^[0-9a-f]+\r\ndata: /;
+
 function watchReplies() {
   wrap(ServerResponse.prototype, "writeHead", (writeHead, ...args) => {
     at("before-reply");
     return writeHead(...args);
   });
-  wrap(ServerResponse.prototype, "write", (write, ...args) => {
-    at("stream-flowing");
-    return write(...args);
+  wrap(Socket.prototype, "write", (write, text, ...args) => {
+    if (isEvent.test(text)) at("stream-flowing");
+    return write(text, ...args);
   });
   wrap(ServerResponse.prototype, "end", (end, ...args) => {
     const result = end(...args);
