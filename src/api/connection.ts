@@ -6,19 +6,25 @@ import type { Socket } from "node:net";
 /** The caller closes its half, resets the connection, or it is closed. */
 export type Farewell = "end" | "reset" | "close";
 
-/** Listeners are objects in a set, and the socket has one of each kind for all calls: its own are dear. */
+/** Listeners are objects, and the socket has one of each kind for all calls: its own are dear. */
 export interface FarewellListener {
   farewell(how: Farewell): void;
+}
+
+function without<T>(list: T[], one: T): void {
+  const at = list.indexOf(one);
+  if (at >= 0) list.splice(at, 1);
 }
 
 export class Connection {
   readonly socket: Socket;
   /** Calls without a finished reply, in the order in which they came. */
-  readonly exchanges = new Set<Exchange>();
+  readonly exchanges: Exchange[] = [];
   newest: Exchange | undefined;
   /** Epoch ms: a refused caller was told not to ask before. */
   comeBackAt = 0;
-  private readonly listeners = new Set<FarewellListener>();
+  /** A set would keep all that were ever in it until garbage is collected thoroughly, see core/table.ts. */
+  private readonly listeners: FarewellListener[] = [];
 
   constructor(socket: Socket) {
     this.socket = socket;
@@ -35,28 +41,29 @@ export class Connection {
 
   begin(outgoing: ServerResponse): Exchange {
     const exchange = new Exchange(this, outgoing);
-    this.exchanges.add(exchange);
+    this.exchanges.push(exchange);
     this.newest = exchange;
     outgoing.once("close", () => exchange.end());
     return exchange;
   }
 
   listen(listener: FarewellListener): void {
-    this.listeners.add(listener);
+    this.listeners.push(listener);
   }
 
   ignore(listener: FarewellListener): void {
-    this.listeners.delete(listener);
+    without(this.listeners, listener);
   }
 
   private tell(how: Farewell): void {
-    for (const listener of this.listeners) listener.farewell(how);
+    // One may end what another listens for.
+    for (const listener of [...this.listeners]) if (this.listeners.includes(listener)) listener.farewell(how);
   }
 
   private close(hadError: boolean): void {
     this.tell(hadError ? "reset" : "close");
     // Responses are silent where the reply to an earlier call of the connection is still to come.
-    for (const exchange of this.exchanges) exchange.end();
+    for (const exchange of [...this.exchanges]) exchange.end();
   }
 }
 
@@ -86,7 +93,7 @@ export class Exchange {
     const { listeners } = this;
     if (!listeners) return;
     this.listeners = undefined;
-    this.connection.exchanges.delete(this);
+    without(this.connection.exchanges, this);
     for (const listener of listeners) listener();
   }
 }

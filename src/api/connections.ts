@@ -36,7 +36,7 @@ export class Connections {
     const connection = this.bySocket.get(socket) ?? new Connection(socket);
     const exchange = connection.begin(outgoing);
     exchange.whenOver(() => {
-      if (this.closing && connection.exchanges.size === 0) this.leave(socket);
+      if (this.closing && connection.exchanges.length === 0) this.leave(socket);
     });
     return exchange;
   }
@@ -71,7 +71,7 @@ export class Connections {
   async closeIdle(): Promise<void> {
     this.closing = true;
     this.speak();
-    for (const [socket, { exchanges }] of this.bySocket) if (exchanges.size === 0) this.leave(socket);
+    for (const [socket, { exchanges }] of this.bySocket) if (exchanges.length === 0) this.leave(socket);
     if (this.bySocket.size === 0) return;
     await new Promise<void>((resolve) => {
       this.onLastClosed = resolve;

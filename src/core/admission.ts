@@ -2,6 +2,7 @@
 
 import { AppError } from "./errors.ts";
 import type { Clock, Random } from "./ports.ts";
+import { Members } from "./table.ts";
 
 export interface Limits {
   /** Requests that wait to be called. */
@@ -55,7 +56,7 @@ export class Admission {
   private pressure: Record<"overloaded" | "queue_full", Pressure>;
   private heldNow = 0;
   private bytesNow = 0;
-  private readonly receiving = new Set<(refusal: AppError) => void>();
+  private readonly receiving = new Members<(refusal: AppError) => void>();
 
   constructor(limits: Limits, { clock, random }: { clock: Clock; random: Random }) {
     this.limits = limits;
@@ -110,13 +111,13 @@ export class Admission {
 
   /** Calls `refuse` for a body that is being received when no more bodies are wanted. */
   whileReceiving(refuse: (refusal: AppError) => void): () => void {
-    this.receiving.add(refuse);
-    return () => this.receiving.delete(refuse);
+    const member = this.receiving.add(refuse);
+    return () => this.receiving.delete(member);
   }
 
   /** Refuses every caller whose body is still being received. */
   refuseUploads(refusal: () => AppError): void {
-    for (const refuse of [...this.receiving]) refuse(refusal());
+    for (const refuse of this.receiving) refuse(refusal());
   }
 
   private refuse(code: "overloaded" | "queue_full", message: string): AppError {

@@ -32,6 +32,7 @@ import {
 } from "./request.ts";
 import { type Backoff, classify, decide, decideInterrupted, type Reading } from "./retry.ts";
 import type { Opening } from "./routing.ts";
+import { Table } from "./table.ts";
 import { estimatedUsage, type Usage, usageOf } from "./token-estimate.ts";
 import { Recall, type VectorPlan } from "./vectors.ts";
 
@@ -116,7 +117,7 @@ const shortestShareMs = 60_000;
 const encoder = new TextEncoder();
 
 export class Attempts {
-  private readonly running = new Map<string, Run>();
+  private readonly running = new Table<string, Run>();
   private readonly world: World;
   private readonly settings: AttemptSettings;
   private readonly lanes: Lanes;

@@ -1,12 +1,13 @@
 /** What was accepted a moment ago and waits for its turn: its body need not be read from the store again. */
 
 import type { Content } from "./attempts.ts";
+import { Table } from "./table.ts";
 
 /** No more than this is kept; what comes when it is full is read when its turn comes. */
 const maxBytes = 32 * 1024 * 1024;
 
 export class Contents {
-  private readonly byId = new Map<string, Content>();
+  private readonly byId = new Table<string, Content>();
   private readonly count: (bytes: number) => void;
   private bytes = 0;
 

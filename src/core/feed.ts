@@ -8,6 +8,7 @@ import { faultText, StorageError } from "./errors.ts";
 import { GrowingText } from "./growing-text.ts";
 import type { Chunk, EventsWritten, Identity, Observer, World } from "./ports.ts";
 import type { Expectation, RequestRecord } from "./request.ts";
+import { Table } from "./table.ts";
 
 /** Who reads a feed as it grows. */
 export interface FeedListener {
@@ -43,6 +44,8 @@ export class Feed {
   count = 0;
   /** How many of them are on disk. */
   committed = 0;
+  /** Since when it is among those to be written, by the clock's ticks. */
+  dirtySince: number | undefined;
   source: FeedSource | undefined;
   /** What the answer calls itself, from its first event on. */
   identity: Identity | undefined;
@@ -235,9 +238,9 @@ export class Feed {
 /** All running streams of this process, and what brings them to disk. */
 export class Feeds {
   private readonly world: World;
-  private readonly byId = new Map<string, Feed>();
-  /** Since when each has something that is not written, in epoch ms, in the order of time. */
-  private readonly dirtySince = new Map<Feed, number>();
+  private readonly byId = new Table<string, Feed>();
+  /** Those that have something that is not written, in the order of time. */
+  private readonly dirty: Feed[] = [];
   private armed = false;
 
   constructor(world: World) {
@@ -279,21 +282,30 @@ export class Feeds {
 
   /** Every stream is written at a time of its own: all at once would hold up who is just being accepted. */
   private record(feed: Feed): void {
-    if (!this.dirtySince.has(feed)) this.dirtySince.set(feed, this.world.clock.ticks());
+    if (feed.dirtySince === undefined) {
+      feed.dirtySince = this.world.clock.ticks();
+      this.dirty.push(feed);
+    }
+    this.arm();
+  }
+
+  private arm(): void {
     if (this.armed) return;
     this.armed = true;
     this.world.clock.timer(lookEveryMs, () => {
       this.armed = false;
-      const now = this.world.clock.ticks();
-      for (const [one, since] of this.dirtySince) {
-        // Where the wall clock was set back, what seems to be of later is old.
-        if (since > now - recordAfterMs && since <= now) break;
-        this.dirtySince.delete(one);
-        one.write(this.world);
-      }
-      const [next] = this.dirtySince.keys();
-      if (next) this.record(next);
+      for (const feed of this.takeDue(this.world.clock.ticks())) feed.write(this.world);
+      if (this.dirty.length > 0) this.arm();
     });
+  }
+
+  private takeDue(now: number): Feed[] {
+    // Where the wall clock was set back, what seems to be of later is old.
+    const isDue = (since: number) => since <= now - recordAfterMs || since > now;
+    const others = this.dirty.findIndex(({ dirtySince }) => !isDue(dirtySince!));
+    const due = this.dirty.splice(0, others < 0 ? this.dirty.length : others);
+    for (const feed of due) feed.dirtySince = undefined;
+    return due;
   }
 }
 

@@ -6,6 +6,7 @@ import type { Gate } from "./gate.ts";
 import type { Holds } from "./holds.ts";
 import type { Amounts, Taken } from "./meter.ts";
 import type { Failure, RequestRecord, WaitReason } from "./request.ts";
+import type { Member, Members } from "./table.ts";
 
 export interface UpstreamState {
   name: string;
@@ -38,18 +39,20 @@ export interface Lane {
   gate: Gate;
   backlog: Backlog;
   /** In the order in which they came. */
-  arrivals: Set<Arrival>;
+  arrivals: Members<Arrival>;
   /** What the upstream said when it closed the lane. */
   refusal?: Failure;
   flow: LaneFlow;
   /** The calls in flight, in the order in which they were granted. */
-  slots: Set<Slot>;
+  slots: Members<Slot>;
   holds: Holds;
 }
 
 /** The right to make one call in a lane; given back by `free` or `abandon`, once. */
 export interface Slot {
   lane: Lane;
+  /** Among the slots of its lane. */
+  member?: Member<Slot>;
   grantedAt: number;
   /** What its request waited for since it was due, and what it was due then for. */
   waitedFor: WaitReason[];

@@ -27,6 +27,7 @@ import { type CallSize, laneParts, type RequestRecord, type WaitReason } from ".
 import type { Reading } from "./retry.ts";
 import { draw, earn } from "./retry-budget.ts";
 import type { Opening } from "./routing.ts";
+import { Members } from "./table.ts";
 
 export interface LaneSettings extends FlowSettings {
   laneBackoff: GateBackoff;
@@ -117,9 +118,9 @@ export class Lanes {
       upstream,
       gate: open,
       backlog,
-      arrivals: new Set(),
+      arrivals: new Members(),
       flow,
-      slots: new Set(),
+      slots: new Members(),
       holds: new Holds(),
     };
     this.lanes.set(key, lane);
@@ -266,7 +267,7 @@ export class Lanes {
       hasSpoken: false,
       isOver: false,
     };
-    lane.slots.add(slot);
+    slot.member = lane.slots.add(slot);
     return slot;
   }
 
@@ -375,7 +376,7 @@ export class Lanes {
   free(slot: Slot): void {
     const { lane } = slot;
     const { upstream } = lane;
-    lane.slots.delete(slot);
+    if (slot.member) lane.slots.delete(slot.member);
     upstream.inFlight--;
     this.forgetIdle(lane);
   }

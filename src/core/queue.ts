@@ -31,6 +31,7 @@ import {
 import { type ChangedContent, commit, contentParts, type RoundSettings, Rounds } from "./rounds.ts";
 import { Scheduler, type SchedulerSettings } from "./scheduler.ts";
 import { Substitutes } from "./substitutes.ts";
+import { Members } from "./table.ts";
 import type { CacheWish } from "./wishes.ts";
 
 /** What a caller asks for, as api has read it. */
@@ -98,7 +99,7 @@ export class Queue {
   readonly adoption: Adoption;
   /** How many callers wait on the line for a request. */
   private readonly connected = new Map<string, number>();
-  private readonly waiting = new Set<(last: boolean) => void>();
+  private readonly waiting = new Members<(last: boolean) => void>();
   /** What callers get without a call, or in place of an answer. */
   readonly substitutes: Substitutes;
   readonly admission: Admission;
@@ -152,7 +153,7 @@ export class Queue {
 
   /** Callers whose request will not end here any more have their reply; at the `last`, all have. */
   private tellStopping(last: boolean): void {
-    for (const tell of [...this.waiting]) tell(last);
+    for (const tell of this.waiting) tell(last);
   }
 
   /** Whether a caller waits on the line for a request. */
@@ -349,7 +350,7 @@ export class Queue {
     return new Promise((resolve) => {
       const finish = (ended: Ended | undefined) => {
         cancelTimer();
-        this.waiting.delete(onStopping);
+        this.waiting.delete(member);
         line.close();
         resolve(ended);
       };
@@ -357,7 +358,7 @@ export class Queue {
         if (last || !this.scheduler.isRunning(line.id)) finish(undefined);
       };
       const cancelTimer = this.world.clock.timer(waitMs, () => finish(undefined));
-      this.waiting.add(onStopping);
+      const member = this.waiting.add(onStopping);
       onHangUp?.(() => finish(undefined));
       line.onEnded(finish);
       if (this.stopping) onStopping(false);
@@ -374,8 +375,8 @@ export class Queue {
       // What has ended is read to its end.
       if (!line.ended && (last || !this.scheduler.isRunning(line.id))) reader.stop();
     };
-    this.waiting.add(onStopping);
-    reader.onClose = () => this.waiting.delete(onStopping);
+    const member = this.waiting.add(onStopping);
+    reader.onClose = () => this.waiting.delete(member);
     reader.start();
     if (this.stopping) onStopping(false);
     return reader;

@@ -173,12 +173,12 @@ export class Scheduler {
         record,
         serve(slot) {
           cancelTimer();
-          lane.arrivals.delete(arrival);
+          lane.arrivals.delete(member);
           resolve(slot);
         },
       };
       const cancelTimer = clock.timer(arrivalPatienceMs, () => arrival.serve(undefined));
-      lane.arrivals.add(arrival);
+      const member = lane.arrivals.add(arrival);
     });
   }
 
@@ -195,7 +195,7 @@ export class Scheduler {
    * than capacity is wanting, they are queued.
    */
   private serveArrivals(lane: Lane): void {
-    for (const arrival of lane.arrivals) {
+    for (let arrival = lane.arrivals.oldest; arrival; arrival = lane.arrivals.oldest) {
       const now = this.world.clock.now();
       const slot = this.lanes.slot(lane, arrival.record, now);
       if (!slot && this.lanes.isOnlyBusy(lane, now)) return;

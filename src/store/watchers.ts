@@ -2,9 +2,10 @@
 
 import type { ChangeSet, Ended } from "../core/ports.ts";
 import { isTerminal } from "../core/request.ts";
+import { Table } from "../core/table.ts";
 
 export class Watchers {
-  private readonly byId = new Map<string, Set<(ended: Ended) => void>>();
+  private readonly byId = new Table<string, Set<(ended: Ended) => void>>();
 
   watch(id: string, onEnded: (ended: Ended) => void): () => void {
     const those = this.byId.get(id) ?? new Set();

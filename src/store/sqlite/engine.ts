@@ -21,6 +21,7 @@ import {
   type RequestRecord,
   reasonsInVain,
 } from "../../core/request.ts";
+import { Table } from "../../core/table.ts";
 import { busyMs } from "./connection.ts";
 import { Facets } from "./facets.ts";
 import { labelNumber } from "./label-number.ts";
@@ -186,7 +187,7 @@ interface Place {
 
 export class Engine extends Ledger {
   /** Places of requests that this connection has seen accepted or started, and that are being processed. */
-  private readonly live = new Map<string, Place>();
+  private readonly live = new Table<string, Place>();
   /** Rows of requests whose callers were on the line when this connection saw them accepted; the newest of them. */
   private readonly heldSeqs = new Map<string, number>();
   /** Whether there is an orphan, and when the last keyless call failed; undefined: to be looked up. */

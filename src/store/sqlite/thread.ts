@@ -6,6 +6,7 @@
 
 import { Worker } from "node:worker_threads";
 import { StorageError } from "../../core/errors.ts";
+import { Table } from "../../core/table.ts";
 import type { Answer, Ask, Asks, Fault, WorkerData } from "./worker.ts";
 
 type Reply = Extract<Answer, { n: number }>;
@@ -14,7 +15,7 @@ type Question = Ask extends infer A ? (A extends { n: number } ? Omit<A, "n"> : 
 
 export class Thread {
   private readonly worker: Worker;
-  private readonly waiting = new Map<number, { resolve(reply: Reply): void; reject(error: Error): void }>();
+  private readonly waiting = new Table<number, { resolve(reply: Reply): void; reject(error: Error): void }>();
   private asked = 0;
   /** Not yet sent. */
   private questions: Ask[] = [];
