@@ -60,7 +60,7 @@ export class Connection {
     this.db.exec("PRAGMA trusted_schema = OFF");
     this.db.exec("PRAGMA temp_store = MEMORY");
     // The system has the file in its own cache: this one is for the pages that every change touches.
-    this.db.exec(`PRAGMA cache_size = ${readonly ? -4096 : -8192}`);
+    this.db.exec("PRAGMA cache_size = -4096");
   }
 
   close(): void {

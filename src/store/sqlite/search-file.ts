@@ -170,7 +170,7 @@ export class SearchFile {
     this.db.exec("PRAGMA synchronous = FULL");
     this.db.exec("PRAGMA secure_delete = ON");
     this.db.exec("PRAGMA temp_store = MEMORY");
-    this.db.exec("PRAGMA cache_size = -8192");
+    this.db.exec("PRAGMA cache_size = -4096");
   }
 
   /** Indexes texts, each in place of what is known of its request; one that is forgotten is left out. */
