@@ -7,7 +7,7 @@ import { resolve } from "node:path";
 import { chatBody, load, probe } from "./lib/load.mjs";
 import { calibrate, disturbance, forgetPeakRss, machineCpu, peakRssMb } from "./lib/machine.mjs";
 import { pacedModel } from "./lib/paced.mjs";
-import { CannotRun, conclude, main, need } from "./lib/program.mjs";
+import { CannotRun, commitOf, conclude, main, need, startFlags } from "./lib/program.mjs";
 import { aligned, ratioText } from "./lib/report.mjs";
 import { callHeaders, startOutlast, startOwn, startPacedUpstream, startUpstream } from "./lib/servers.mjs";
 import { median, ratios, round, shuffled } from "./lib/statistics.mjs";
@@ -46,6 +46,7 @@ const kinds = {
   stream: {
     bare: "pipe",
     counted: "chunk",
+    times: "first token",
     startUpstream: (dir) => startPacedUpstream(dir, []),
     bodyFor: (bytes, stream) => chatBody(bytes, { model: pacedModel(stream), stream: true }),
     async call(peer, { concurrency, ...options }) {
@@ -62,6 +63,7 @@ function wrkKind(bare, wish, status) {
   return {
     bare,
     counted: "request",
+    times: "reply",
     startUpstream: (dir, delayMs) => startUpstream(dir, delayMs),
     async call(peer, { concurrency, seconds, bodyBytes }) {
       const body = chatBody(bodyBytes, peer.isBare ? {} : wish);
@@ -78,15 +80,15 @@ function wrkKind(bare, wish, status) {
   };
 }
 
-/** `NAME=PATH` of a built main.js, or of a directory that has one in `dist`; with flags of Node behind a space. */
+/** `NAME=DIR` of a package that is built, which says how it is started; with further flags of Node behind a space. */
 function readBuild(text) {
-  const [, name, path, flags] = /^([^=]+)=(\S+)(.*)$/.exec(text) ?? [];
-  if (!name) throw new CannotRun(`--builds takes NAME=PATH, and not "${text}".`);
-  const main = resolve(path.endsWith(".js") ? path : `${path}/dist/main.js`);
-  return { name, main, flags: flags.split(" ").filter(Boolean) };
+  const [, name, dir, more] = /^([^=]+)=(\S+)(.*)$/.exec(text) ?? [];
+  if (!name) throw new CannotRun(`--builds takes NAME=DIR, and not "${text}".`);
+  const main = resolve(dir, "dist/main.js");
+  return { name, main, flags: [...startFlags(dir), ...more.split(" ").filter(Boolean)] };
 }
 
-async function startAll(kind, { options, dir, started }, upstream) {
+async function startAll(kind, builds, { options, dir, started }, upstream) {
   const peers = [];
   if (options.bare) {
     const server = await started(startOwn(kind.bare, { dir, args: ["--upstream", upstream.url] }));
@@ -99,8 +101,8 @@ async function startAll(kind, { options, dir, started }, upstream) {
     });
   }
   const workers = kind === kinds.stream ? 2 * Math.max(500, ...options.concurrencies) : undefined;
-  for (const { name, main, flags } of options.builds.map(readBuild)) {
-    const product = { main, flags: [...options.product.flags, ...flags] };
+  for (const { name, main, flags } of builds) {
+    const product = { main, flags };
     const { bodyBytes } = options;
     const setting = { dir, product, upstream: upstream.url, bodyBytes, name, workers, wait: false };
     peers.push({ ...(await started(startOutlast(setting))), name });
@@ -120,7 +122,7 @@ async function measure(kind, peer, options) {
   return { ...met, ...perOne, rssMb: peakRssMb([peer.pid]), ...disturbed };
 }
 
-function tableOf(counted) {
+function tableOf({ counted, times }) {
   return (samples, concurrencies) =>
     concurrencies
       .map((concurrency) => {
@@ -128,7 +130,7 @@ function tableOf(counted) {
         const [first] = Object.keys(samples);
         const head = [
           ...[`CPU µs / ${counted}`, "main", "writer", "others", `× ${first}`],
-          ...["per second", "p50 ms", "p99 ms", "errors", "RSS MB"],
+          ...["per second", `${times} p50 ms`, "p99 ms", "errors", "RSS MB"],
         ];
         const rows = Object.keys(samples).map((name) => [
           name,
@@ -148,11 +150,14 @@ async function run(program) {
   const kind = kinds[options.load];
   if (!kind) throw new CannotRun(`--load takes one of ${Object.keys(kinds).join(", ")}.`);
   if (options.builds.length === 0) throw new CannotRun("Name builds: --builds old=DIR,new=DIR");
-  need(kind === kinds.stream ? {} : { wrk: "apt-get install wrk" }, {
-    product: { main: readBuild(options.builds[0]).main },
-  });
+  const programs = {
+    ...(kind !== kinds.stream && { wrk: "apt-get install wrk" }),
+    ...(options.pin && { taskset: "apt-get install util-linux" }),
+  };
+  const builds = options.builds.map(readBuild);
+  for (const product of builds) need(programs, { product });
   const upstream = await started(kind.startUpstream(dir, options.delayMs ?? 0));
-  const peers = await startAll(kind, program, upstream);
+  const peers = await startAll(kind, builds, program, upstream);
   if (options.pin) for (const { pid } of peers) spawnSync("taskset", ["-apc", "0", String(pid)]);
   const samples = Object.fromEntries(peers.map(({ name }) => [name, {}]));
   const calibrationsMs = [];
@@ -172,20 +177,16 @@ async function run(program) {
     }
   }
   for (const { check } of peers) await check?.();
-  const table = tableOf(kind.counted);
-  return conclude(
-    "builds",
-    {
-      samples,
-      calibrationsMs,
-      reference: peers[0].name,
-      steady: { name: "all", called: "CPU times" },
-      table,
-      targets: [],
-    },
-    options,
-    machine,
-  );
+  const found = {
+    samples,
+    calibrationsMs,
+    reference: peers[0].name,
+    steady: { name: "all", called: "CPU times" },
+    table: tableOf(kind),
+    targets: [],
+    versions: Object.fromEntries(builds.map((build) => [build.name, commitOf(build)])),
+  };
+  return conclude("builds", found, options, machine);
 }
 
 await main(

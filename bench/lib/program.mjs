@@ -21,10 +21,10 @@ const optionTexts = {
   concurrency: "connections, comma-separated",
   only: "names of what to measure, comma-separated (default: all)",
   bytes: "size of a request's body",
-  builds: "builds of Outlast, comma-separated: NAME=DIR or NAME=MAIN.js, and flags of Node behind a space",
+  builds: "builds of Outlast, comma-separated: NAME=DIR, and flags of Node behind a space",
   load: "what is sent: plain, accept or stream",
   bare: "measures a server without any storage, too, as the first",
-  pin: "every server has the first core for itself and the others of them",
+  pin: "all servers run on the first core only",
   workers: "calls of the upstream at once, in every queue",
   rate: "content chunks per second of all streams together, but none faster than one in 5 ms",
   chunks: "content chunks of a stream",
@@ -42,9 +42,9 @@ const optionTexts = {
   json: "file for the result",
 };
 
-/** What `npm start` gives to Node. */
-function startFlags() {
-  const { scripts } = JSON.parse(readFileSync(join(root, "package.json"), "utf8"));
+/** What `npm start` gives to Node in the package of that directory. */
+export function startFlags(dir = root) {
+  const { scripts } = JSON.parse(readFileSync(join(dir, "package.json"), "utf8"));
   return scripts.start.split(" ").filter((word) => word.startsWith("--"));
 }
 
@@ -127,7 +127,7 @@ export function need(programs, { product }) {
 }
 
 /** Which source the product was built from, where it lies in its work tree. */
-function commitOf({ main }) {
+export function commitOf({ main }) {
   const git = (...args) =>
     execFileSync("git", ["-C", dirname(main), ...args], { encoding: "utf8", stdio: "pipe" }).trim();
   try {

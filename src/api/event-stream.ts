@@ -126,7 +126,7 @@ export class EventStream {
     const { held } = this;
     const { socket } = this.outgoing;
     this.held = "";
-    return held === "" || !socket ? !this.isFull : this.writeTo(socket, held);
+    return held === "" || !socket?.writable ? !this.isFull : this.writeTo(socket, held);
   }
 
   private writeTo(socket: Socket, text: string): boolean {

@@ -18,7 +18,16 @@ import {
   whole,
 } from "../support/live-streams.ts";
 import { hello, type Outlast, type OutlastOptions, quick } from "../support/outlast.ts";
-import { rawCall, refusalOf, serveTest, strictAsync, strictRequest, talk, WatchedClock } from "./wire.ts";
+import {
+  openSocket,
+  rawCall,
+  refusalOf,
+  serveTest,
+  strictAsync,
+  strictRequest,
+  talk,
+  WatchedClock,
+} from "./wire.ts";
 
 const path = "/v1/chat/completions";
 const streamed = { ...hello, stream: true };
@@ -930,5 +939,47 @@ describe("a stream that is cancelled", () => {
     const { id } = await ear.event("accepted");
     await outlast.fetch(`/v1/requests/${id}/cancel`, { method: "POST" });
     expect((await refusalOf(await calling)).code).toBe("request_cancelled");
+  });
+
+  it("writes nothing more to a caller who leaves while a chunk is on its way to it", async () => {
+    const { fake, url } = await start();
+    const { write } = Socket.prototype;
+    let writes = 0;
+    let tooLate = 0;
+    const spy = vi.spyOn(Socket.prototype, "write").mockImplementation(function (
+      this: Socket,
+      ...given: unknown[]
+    ) {
+      writes++;
+      // Of a socket that has ended nobody knows the port any more; nobody here does such a thing.
+      if (this.writableEnded) tooLate++;
+      return Reflect.apply(write, this, given) as boolean;
+    });
+    onTestFinished(() => spy.mockRestore());
+    for (let seed = 0; seed < 10; seed++) {
+      const faucet = new Faucet();
+      fake.script(faucet.step);
+      faucet.say(...begun(["a", "b"]));
+      const socket = await openSocket(url);
+      let heard = "";
+      const hasHeard = new Promise<void>((resolve) => {
+        socket.on("data", (piece) => {
+          heard += piece;
+          if (heard.includes('"b"')) resolve();
+        });
+      });
+      const body = JSON.stringify({ ...streamed, seed });
+      const headers = { "Content-Type": "application/json", Connection: "keep-alive" };
+      socket.write(rawCall(`POST ${path}`, headers, body));
+      await hasHeard;
+      // Both arrive in the same turn of the event loop.
+      faucet.say(textChunk("c"));
+      socket.end();
+      await once(socket, "close");
+      faucet.say(stopChunk());
+      faucet.end();
+    }
+    expect(writes).toBeGreaterThan(10);
+    expect(tooLate).toBe(0);
   });
 });
