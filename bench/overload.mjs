@@ -2,7 +2,9 @@
  * Overload: the goodput of a server at its peak, then with ten times as many callers, how soon it has recovered, and
  * the peak once more.
  *
- *   node bench/overload.mjs [--rounds 3] [--seconds 8] [--factor 10] [--only cpu-sdk,…] [--product dist/main.js] [--json FILE]
+ *   node bench/overload.mjs [--rounds 3] [--seconds 8] [--factor 10] [--only cpu-sdk,…] [--product dist/main.js] [--flags "…"] [--json FILE]
+ *
+ * `--flags` are Node's, instead of those of `npm start`.
  *
  * Two kinds of capacity: `cpu` (an upstream that answers at once) and `upstream` (64 calls at a time, 200 ms each).
  * Two kinds of callers: `sdk` (two retries, as late as told) and `rude` (again at once). Two kinds of limits: the
@@ -18,6 +20,7 @@ import { parseArgs, promisify } from "node:util";
 import { start } from "./lib/children.mjs";
 import { chatBody } from "./lib/load.mjs";
 import { cpuSecondsOf, describeMachine, peakRssMb } from "./lib/machine.mjs";
+import { startFlags } from "./lib/program.mjs";
 import { callHeaders, startUpstream } from "./lib/servers.mjs";
 import { median, round, shuffled } from "./lib/statistics.mjs";
 
@@ -29,6 +32,7 @@ const { values } = parseArgs({
     factor: { type: "string", default: "10" },
     only: { type: "string", default: "" },
     product: { type: "string", default: join(root, "dist/main.js") },
+    flags: { type: "string", default: startFlags().join(" ") },
     json: { type: "string", default: "" },
   },
 });
@@ -62,7 +66,8 @@ async function startServer(parent, { maxHeld, maxConcurrency }, upstreamUrl) {
     join(dir, "outlast.toml"),
     `[limits]\nmax_held = ${maxHeld}\n[log]\nlevel = "warn"\n${upstream}`,
   );
-  const args = [resolve(values.product), "serve", "--port", "0"];
+  const flags = values.flags.split(" ").filter(Boolean);
+  const args = [...flags, resolve(values.product), "serve", "--port", "0"];
   return start({ name: "outlast", dir, command: process.execPath, args, ready: listening });
 }
 
