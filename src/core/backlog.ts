@@ -1,24 +1,33 @@
 /**
  * The waiting requests of one lane, as far as memory needs to know them: per priority and project a count
- * and a small window of heads in the order of (dueAt, id). The rows themselves stay in the store.
+ * and a small window of heads in the order of (dueAt, id). The rows themselves stay in the store. Callers whose
+ * requests are not accepted yet wait among them.
  */
 
 import { type Account, shares, Turns } from "./fairness.ts";
 import type { ReadyGroup } from "./ports.ts";
 import type { RequestRecord } from "./request.ts";
+import { Members, Table } from "./table.ts";
+
+/** A caller whose request is not accepted yet, so that nobody has it but us. */
+export interface Arrival {
+  record: RequestRecord;
+}
 
 /** How many heads of a group are held at most. */
 export const windowSize = 512;
 /** A window is read again when fewer are left, so that nobody waits for the read. */
 const lowWater = windowSize / 4;
 
-interface Group {
+interface Group<A> {
   lane: string;
   priority: RequestRecord["priority"];
   project: string;
   account: Account;
   count: number;
   heads: RequestRecord[];
+  /** In the order in which they came; not counted. */
+  arrivals: Members<A>;
   /** What changed while a window was being read, to be applied to what the read brings. */
   loading?: { added: RequestRecord[]; removed: Set<string> };
 }
@@ -27,12 +36,14 @@ const keyOf = (of: { priority: string; project: string }): string => `${of.prior
 const before = (a: RequestRecord, b: RequestRecord): boolean =>
   a.dueAt < b.dueAt || (a.dueAt === b.dueAt && a.id < b.id);
 
-export class Backlog {
+export class Backlog<A extends Arrival = Arrival> {
   readonly lane: string;
-  private readonly groups = new Map<string, Group>();
+  private readonly groups = new Table<string, Group<A>>();
   private readonly turns = new Turns();
   /** The instant for which a turn was asked last. */
   private askedAt = 0;
+  /** How many callers wait whose requests are not accepted yet. */
+  private arrived = 0;
 
   constructor(lane: string) {
     this.lane = lane;
@@ -43,7 +54,7 @@ export class Backlog {
     return this.groups.size === 0;
   }
 
-  /** How many requests wait, due or not. */
+  /** How many requests wait, due or not, of those that are accepted. */
   get size(): number {
     let sum = 0;
     for (const group of this.groups.values()) sum += group.count;
@@ -66,6 +77,36 @@ export class Backlog {
     if (group.heads.length > windowSize) group.heads.pop();
   }
 
+  /** Whether anybody waits whose request is not accepted yet. */
+  get hasArrivals(): boolean {
+    return this.arrived > 0;
+  }
+
+  /** Who waits without being accepted. */
+  arrivals(): A[] {
+    return [...this.groups.values()].flatMap(({ arrivals }) => [...arrivals]);
+  }
+
+  /** A caller waits for its turn without being accepted, until the returned function is called. */
+  arrive(arrival: A): () => void {
+    const group = this.groupOf(arrival.record);
+    const member = group.arrivals.add(arrival);
+    this.arrived++;
+    return () => {
+      if (!group.arrivals.delete(member)) return;
+      this.arrived--;
+      this.forgetEmpty(group);
+    };
+  }
+
+  /** Whether nobody of the same group, as far as is known, has been waiting since before `since`, in epoch ms. */
+  isYoung(of: { priority: string; project: string }, since: number): boolean {
+    const group = this.groups.get(keyOf(of));
+    if (!group || group.count === 0) return true;
+    const [head] = group.heads;
+    return head !== undefined && head.dueAt >= since;
+  }
+
   /** A waiting request was cancelled, expired or moved. */
   remove(record: RequestRecord): void {
     const group = this.groups.get(keyOf(record));
@@ -84,20 +125,32 @@ export class Backlog {
   /** The request whose turn it is, if one is due; it stays in the backlog until it is taken. */
   next(now: number): RequestRecord | undefined {
     this.askedAt = now;
-    return this.turns.next(this.dueAt(now))?.heads[0];
+    const group = this.turns.next(this.dueAt(now));
+    return group && firstOf(group, now);
   }
 
-  /** Takes a head, which `next` has given, out of the backlog; `tokens` are booked on its project. */
-  take(record: RequestRecord, tokens: number): void {
+  /**
+   * Takes what `next` has given out of the backlog; `tokens` are booked on its project. Returned is the caller, where
+   * it is not accepted yet.
+   */
+  take(record: RequestRecord, tokens: number): A | undefined {
     const group = this.groups.get(keyOf(record));
-    const at = group ? group.heads.indexOf(record) : -1;
-    if (!group || at < 0) return;
+    if (!group) return undefined;
     const due = this.dueAt(this.askedAt);
-    group.heads.splice(at, 1);
-    group.count--;
-    group.loading?.removed.add(record.id);
+    let arrival: A | undefined;
+    if (group.arrivals.oldest?.record === record) {
+      arrival = group.arrivals.shift();
+      this.arrived--;
+    } else {
+      const at = group.heads.indexOf(record);
+      if (at < 0) return undefined;
+      group.heads.splice(at, 1);
+      group.count--;
+      group.loading?.removed.add(record.id);
+    }
     this.turns.book(group, tokens, due, isDue(group, this.askedAt));
     this.forgetEmpty(group);
+    return arrival;
   }
 
   /** The groups of a priority that have anybody waiting. */
@@ -188,32 +241,39 @@ export class Backlog {
     if (group) group.loading = undefined;
   }
 
-  private groupOf(of: { priority: RequestRecord["priority"]; project: string }): Group {
+  private groupOf(of: { priority: RequestRecord["priority"]; project: string }): Group<A> {
     const key = keyOf(of);
     let group = this.groups.get(key);
     if (!group) {
       const { priority, project } = of;
       const account = this.turns.account(priority, project);
-      group = { lane: this.lane, priority, project, account, count: 0, heads: [] };
+      group = { lane: this.lane, priority, project, account, count: 0, heads: [], arrivals: new Members() };
       this.groups.set(key, group);
     }
     return group;
   }
 
   /** The groups of which a head is due. */
-  private dueAt(now: number): Group[] {
-    const due: Group[] = [];
+  private dueAt(now: number): Group<A>[] {
+    const due: Group<A>[] = [];
     for (const group of this.groups.values()) if (isDue(group, now)) due.push(group);
     return due;
   }
 
-  private forgetEmpty(group: Group): void {
-    if (group.count === 0 && !group.loading) this.groups.delete(keyOf(group));
+  private forgetEmpty(group: Group<A>): void {
+    if (group.count === 0 && group.arrivals.size === 0 && !group.loading) this.groups.delete(keyOf(group));
   }
 }
 
-function isDue({ heads: [head] }: Group, now: number): boolean {
-  return head !== undefined && head.dueAt <= now;
+/** Who arrived is due, also where the clock was set since; but not before those who are only known by their number. */
+function isDue({ heads: [head], arrivals, count }: Group<Arrival>, now: number): boolean {
+  return head ? head.dueAt <= now || arrivals.size > 0 : arrivals.size > 0 && count === 0;
+}
+
+/** Who comes first of those who are due in a group. */
+function firstOf({ heads: [head], arrivals: { oldest } }: Group<Arrival>, now: number): RequestRecord {
+  const isHead = head && (!oldest || (head.dueAt <= now && before(head, oldest.record)));
+  return isHead ? head : oldest!.record;
 }
 
 /** Inserts in order; mostly at the end. */

@@ -1,11 +1,11 @@
 /** A lane, its upstream, and a slot in it: what is known of them in this process. */
 
-import type { Backlog } from "./backlog.ts";
+import type { Arrival, Backlog } from "./backlog.ts";
 import type { LaneFlow, UpstreamFlow } from "./flow.ts";
 import type { Gate } from "./gate.ts";
 import type { Holds } from "./holds.ts";
 import type { Amounts, Taken } from "./meter.ts";
-import type { Failure, RequestRecord, WaitReason } from "./request.ts";
+import type { Failure, WaitReason } from "./request.ts";
 import type { Member, Members } from "./table.ts";
 
 export interface UpstreamState {
@@ -27,9 +27,8 @@ export interface Shared {
   owed?: { lane: string; opensAt: number; since: number };
 }
 
-/** A caller whose request is not accepted yet, and who waits for a slot; undefined: there is none soon. */
-export interface Arrival {
-  record: RequestRecord;
+/** A caller who waits for a slot before its request is accepted; undefined: there is none soon. */
+export interface Newcomer extends Arrival {
   serve(slot: Slot | undefined): void;
 }
 
@@ -37,9 +36,7 @@ export interface Lane {
   key: string;
   upstream: UpstreamState;
   gate: Gate;
-  backlog: Backlog;
-  /** In the order in which they came. */
-  arrivals: Members<Arrival>;
+  backlog: Backlog<Newcomer>;
   /** What the upstream said when it closed the lane. */
   refusal?: Failure;
   flow: LaneFlow;

@@ -112,13 +112,11 @@ export class Lanes {
     const upstream = this.upstreams.get(laneParts(key).upstream);
     const flow = this.flow.lane(key, this.steady(wallNow));
     if (!upstream || !flow) return undefined;
-    const backlog = new Backlog(key);
     lane = {
       key,
       upstream,
       gate: open,
-      backlog,
-      arrivals: new Members(),
+      backlog: new Backlog(key),
       flow,
       slots: new Members(),
       holds: new Holds(),
@@ -227,7 +225,7 @@ export class Lanes {
       const { owed } = shared;
       if (!owed || owed.lane === key) continue;
       const other = this.lanes.get(owed.lane);
-      const stillWaits = other && (!other.backlog.isEmpty || other.arrivals.size > 0);
+      const stillWaits = other && !other.backlog.isEmpty;
       if (stillWaits && now - owed.since < longestOwedMs && now >= owed.since)
         until = Math.max(until ?? 0, owed.opensAt, now + 1);
       else shared.owed = undefined;
@@ -383,8 +381,7 @@ export class Lanes {
 
   /** Forgets a lane that nobody uses: callers choose the names of models. */
   forgetIdle(lane: Lane): void {
-    if (lane.slots.size > 0 || lane.gate.kind !== "open") return;
-    if (!lane.backlog.isEmpty || lane.arrivals.size > 0) return;
+    if (lane.slots.size > 0 || lane.gate.kind !== "open" || !lane.backlog.isEmpty) return;
     this.lanes.delete(lane.key);
     lane.upstream.lanes = lane.upstream.lanes.filter((other) => other !== lane);
     this.flow.tidy(lane.key, lane.flow.usedAt, this.isInUse);

@@ -11,7 +11,7 @@ import { Contents } from "./contents.ts";
 import { failures, StorageError } from "./errors.ts";
 import { Expiry } from "./expiry.ts";
 import { Feeds } from "./feed.ts";
-import type { Arrival, Lane, Slot } from "./lane.ts";
+import type { Lane, Newcomer, Slot } from "./lane.ts";
 import { type LaneSettings, Lanes } from "./lanes.ts";
 import { talliesOf } from "./ledger/usage.ts";
 import type { ChangeSet, ReadyGroup, World } from "./ports.ts";
@@ -120,7 +120,7 @@ export class Scheduler {
     this.stopping = true;
     this.cancelWake?.();
     this.cancelFlowTimer?.();
-    for (const { arrivals } of this.lanes.all()) for (const arrival of arrivals) arrival.serve(undefined);
+    for (const lane of this.lanes.all()) this.sendToQueue(lane);
     if (this.lanes.inFlight > 0) {
       const idle = new Promise<void>((resolve) => {
         this.onIdle = resolve;
@@ -156,51 +156,50 @@ export class Scheduler {
     this.checkClock();
     const now = this.world.clock.now();
     const lane = this.laneFor(record, now);
-    return lane && lane.arrivals.size === 0 ? this.lanes.slot(lane, record, now) : undefined;
+    if (!lane || lane.backlog.hasArrivals) return undefined;
+    const othersAreDue = !lane.backlog.isEmpty && (lane.backlog.nextDueAt() ?? 0) <= now;
+    return othersAreDue ? undefined : this.lanes.slot(lane, record, now);
   }
 
   /**
-   * The same for a caller who waits anyhow, and where only capacity is wanting: the slot that is free next. The
-   * request is accepted when it starts, which saves the way through the queue: a third of the work, when there is
-   * too much of it. Undefined where that would take too long.
+   * The same for a caller who waits anyhow, and who is held up by nothing but others: its turn, if it comes within
+   * its patience. The request is accepted when it starts, which saves the way through the queue: a third of the work,
+   * when there is too much of it. Undefined where that would take too long.
    */
   async slotSoon(record: RequestRecord): Promise<Slot | undefined> {
     const { clock } = this.world;
     const lane = this.laneFor(record, clock.now());
-    if (!lane || !this.lanes.isOnlyBusy(lane, clock.now())) return undefined;
+    if (!lane || !this.isSoon(lane, record, clock.now())) return undefined;
     return new Promise((resolve) => {
-      const arrival: Arrival = {
+      const newcomer: Newcomer = {
         record,
         serve(slot) {
           cancelTimer();
-          lane.arrivals.delete(member);
+          leave();
           resolve(slot);
         },
       };
-      const cancelTimer = clock.timer(arrivalPatienceMs, () => arrival.serve(undefined));
-      const member = lane.arrivals.add(arrival);
+      const leave = lane.backlog.arrive(newcomer);
+      const cancelTimer = clock.timer(arrivalPatienceMs, () => newcomer.serve(undefined));
+      // What has just come free is for those who came before.
+      if (!this.lanes.isBusy(lane)) this.dispatch([lane]);
     });
   }
 
-  /** The lane of a request that could start now: nobody is due before it. */
-  private laneFor(record: RequestRecord, now: number): Lane | undefined {
-    const lane = this.lanes.get(record.lane, now);
-    if (this.stopping || !lane || record.dueAt > now) return undefined;
-    const othersAreDue = !lane.backlog.isEmpty && (lane.backlog.nextDueAt() ?? 0) <= now;
-    return othersAreDue ? undefined : lane;
+  /**
+   * Whether nothing but others is in the way of a newcomer, and its turn seems to come within its patience. Where
+   * even the queue moves as quickly as that, newcomers need not go through it: else the first one in there would send
+   * all who come after it the same way, for as long as there are more of them than capacity.
+   */
+  private isSoon(lane: Lane, record: RequestRecord, now: number): boolean {
+    if (this.lanes.openingOf(lane, now).opensAt > now) return false;
+    if (!lane.backlog.isYoung(record, now - arrivalPatienceMs)) return false;
+    return this.lanes.isBusy(lane) || lane.backlog.next(now) !== undefined;
   }
 
-  /**
-   * Gives slots to those who have been waiting for them since before anybody in the queue was due. Where more
-   * than capacity is wanting, they are queued.
-   */
-  private serveArrivals(lane: Lane): void {
-    for (let arrival = lane.arrivals.oldest; arrival; arrival = lane.arrivals.oldest) {
-      const now = this.world.clock.now();
-      const slot = this.lanes.slot(lane, arrival.record, now);
-      if (!slot && this.lanes.isOnlyBusy(lane, now)) return;
-      arrival.serve(slot);
-    }
+  /** The lane of a request that is due. */
+  private laneFor({ lane, dueAt }: RequestRecord, now: number): Lane | undefined {
+    return this.stopping || dueAt > now ? undefined : this.lanes.get(lane, now);
   }
 
   /** Gives back the slot of a request that was not accepted after all. */
@@ -364,36 +363,45 @@ export class Scheduler {
   }
 
   /**
-   * Claims as many waiting requests of these lanes as gates, limits and capacity let through now, one of each in turn:
+   * Gives slots to as many who wait in these lanes as gates, limits and capacity let through now, one of each in turn:
    * what they share must not all go to the first.
    */
   private dispatch(lanes: readonly Lane[]): void {
     if (!this.begun || this.stopping) return;
-    for (const lane of lanes) this.serveArrivals(lane);
     const now = this.world.clock.now();
     let waiting = lanes.filter(({ backlog }) => !backlog.isEmpty);
     const tried = waiting;
     for (let isServed = true; isServed; ) {
       isServed = false;
       waiting = waiting.filter((lane) => {
-        const isNext = this.claimNext(lane, now);
+        const isNext = this.serveNext(lane, now);
         isServed ||= isNext;
         // Whoever only waited for another one may go when that one has gone.
         return isNext || this.lanes.owedUntil(lane, now) !== undefined;
       });
     }
-    for (const lane of tried) this.lookAhead(lane, now);
+    for (const lane of tried) {
+      // Where more than capacity is wanting, nobody's turn comes soon.
+      if (lane.backlog.hasArrivals && !this.lanes.isOnlyBusy(lane, now)) this.sendToQueue(lane);
+      if (lane.backlog.size > 0) this.lookAhead(lane, now);
+    }
   }
 
   /** False where nobody who waits may go now. */
-  private claimNext(lane: Lane, now: number): boolean {
+  private serveNext(lane: Lane, now: number): boolean {
     const record = lane.backlog.next(now);
     if (!record) this.lanes.forgo(lane);
     const slot = record && this.lanes.slot(lane, record, now);
     if (!slot) return false;
-    lane.backlog.take(record, this.lanes.tokensOf(lane, record));
-    void this.claim(record, slot);
+    const newcomer = lane.backlog.take(record, this.lanes.tokensOf(lane, record));
+    if (newcomer) newcomer.serve(slot);
+    else void this.claim(record, slot);
     return true;
+  }
+
+  /** Nobody waits there any longer without being accepted. */
+  private sendToQueue({ backlog }: Lane): void {
+    for (const newcomer of backlog.arrivals()) newcomer.serve(undefined);
   }
 
   /** Reads who is next, and sets the timer to when somebody may go. */

@@ -80,10 +80,10 @@ export class Members<T> {
     return member;
   }
 
-  /** Nothing happens where it is no longer in here. */
-  delete(member: Member<T>): void {
+  /** Whether it was in here still. */
+  delete(member: Member<T>): boolean {
     const { before, after } = member;
-    if (!before && this.first !== member) return;
+    if (!before && this.first !== member) return false;
     if (before) before.after = after;
     else this.first = after;
     if (after) after.before = before;
@@ -92,6 +92,14 @@ export class Members<T> {
     member.before = undefined;
     member.after = undefined;
     this.count--;
+    return true;
+  }
+
+  /** Takes out who came first. */
+  shift(): T | undefined {
+    const { first } = this;
+    if (first) this.delete(first);
+    return first?.value;
   }
 
   /** Those of this moment, in the order in which they came. */

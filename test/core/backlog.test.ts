@@ -259,6 +259,9 @@ describe("who goes before a request", () => {
 
 type Action =
   | { kind: "accept"; dueAt: number; project: string; priority: Priority }
+  /** A caller whose request is not accepted yet; it waits for its turn, or goes. */
+  | { kind: "arrive"; project: string; priority: Priority }
+  | { kind: "leave"; nth: number }
   | { kind: "take" }
   | { kind: "claimed"; nth: number; how: "started" | "failed" }
   | { kind: "cancel"; nth: number }
@@ -279,7 +282,16 @@ const anyAction: fc.Arbitrary<Action> = fc.oneof(
       priority: fc.constantFrom<Priority>("default", "batch"),
     }),
   },
-  { weight: 5, arbitrary: fc.constant<Action>({ kind: "take" }) },
+  {
+    weight: 3,
+    arbitrary: fc.record({
+      kind: fc.constant("arrive" as const),
+      project: fc.constantFrom(...projects),
+      priority: fc.constantFrom<Priority>("default", "batch"),
+    }),
+  },
+  { weight: 1, arbitrary: fc.record({ kind: fc.constant("leave" as const), nth: fc.nat(100) }) },
+  { weight: 7, arbitrary: fc.constant<Action>({ kind: "take" }) },
   {
     weight: 4,
     arbitrary: fc.record({
@@ -308,6 +320,7 @@ class Model {
   readonly backlog = new Backlog(lane);
   readonly rows: Map<string, RequestRecord>;
   readonly claiming: RequestRecord[] = [];
+  readonly arrived: { record: RequestRecord; leave: () => void }[] = [];
   loads: Load[] = [];
   toldTwice = false;
   private readonly readLimit: number;
@@ -341,9 +354,20 @@ class Model {
         this.rows.set(row.id, row);
         return this.backlog.add(row);
       }
+      case "arrive": {
+        const { project, priority } = action;
+        const record = waiting({ dueAt: now, project, priority });
+        this.arrived.push({ record, leave: this.backlog.arrive({ record }) });
+        return;
+      }
+      case "leave": {
+        const [newcomer] = this.arrived.splice(action.nth % Math.max(1, this.arrived.length), 1);
+        newcomer?.leave();
+        return;
+      }
       case "take": {
         const taken = takeNext(this.backlog, now);
-        if (!taken) return;
+        if (!taken || this.served(taken)) return;
         expect(this.rows.has(taken.id), "is in the store").toBe(true);
         expect(taken.dueAt).toBeLessThanOrEqual(now);
         expect(this.claiming, "is not claimed twice").not.toContainEqual(
@@ -394,6 +418,13 @@ class Model {
     }
   }
 
+  /** Whether it was a caller's, who then leaves. */
+  private served(taken: RequestRecord): boolean {
+    const at = this.arrived.findIndex(({ record }) => record === taken);
+    if (at >= 0) this.arrived.splice(at, 1)[0]!.leave();
+    return at >= 0;
+  }
+
   /** Lets everything under way come to its end, then takes all that is left, in turns of one group each. */
   drain(): string[] {
     const taken: string[] = [];
@@ -407,7 +438,7 @@ class Model {
       while (this.claiming.length > 0) this.do({ kind: "claimed", nth: 0, how: "started" }, 0);
       for (let one = takeNext(this.backlog, 1e9); one; one = takeNext(this.backlog, 1e9)) {
         taken.push(one.id);
-        this.rows.delete(one.id);
+        if (!this.served(one)) this.rows.delete(one.id);
       }
       quiet = taken.length === before ? quiet + 1 : 0;
     }
@@ -445,10 +476,10 @@ describe("whatever happens between a backlog and its store,", () => {
         for (const load of [...model.loads]) load.rows ??= model.of(load.of).slice(0, most);
         while (model.loads.length > 0) model.do({ kind: "loaded", nth: 0, lost: false }, now);
         while (model.claiming.length > 0) model.do({ kind: "claimed", nth: 0, how: "started" }, now);
-        const left = [...model.rows.values()];
+        const left = [...model.rows.values(), ...model.arrived.map(({ record }) => record)];
         const taken = model.drain();
         expect([...taken].sort()).toEqual(left.map(({ id }) => id).sort());
-        expect(model.backlog.isEmpty).toBe(true);
+        expect([model.backlog.isEmpty, model.backlog.hasArrivals]).toEqual([true, false]);
         for (const project of projects) {
           for (const priority of ["default", "batch"]) {
             const inGroup = (row: RequestRecord) => row.project === project && row.priority === priority;

@@ -345,3 +345,102 @@ test("who waits in another lane is told when the breaker of the whole upstream o
   expect(opened()).toHaveLength(1);
   expect(toldWith).toContain("breaker");
 });
+
+describe("callers who wait where only capacity is wanting", () => {
+  const oneAtATime = { settings: { upstreams: [{ name: "u", maxConcurrency: 1 }] } };
+  const queuedOf = ({ told }: Loop) =>
+    told.filter((one) => one.event === "accepted" && one.state === "queued").length;
+
+  const interactive = { priority: "interactive" as const };
+  const content = (name: string) => ({
+    head: { method: "POST", path: "/chat/completions", headers: [] },
+    body: new TextEncoder().encode(`{"name":"${name}"}`),
+  });
+  const namesOf = ({ calls }: Loop) =>
+    calls.map(({ body }) => JSON.parse(new TextDecoder().decode(body)).name);
+
+  /** So many callers, each with its next call as soon as it has an answer. */
+  async function crowd(loop: Loop, count: number, ms: number): Promise<void> {
+    const until = loop.clock.now() + ms;
+    const caller = async () => {
+      while (loop.clock.now() < until) await loop.call("m", interactive);
+    };
+    const all = Promise.all(Array.from({ length: count }, caller));
+    await loop.pass(ms + minuteMs);
+    await all;
+  }
+
+  test("need not go through the queue while what they may have at once grows", async () => {
+    const loop = await Loop.begun({ settings: { upstreams: [{ name: "u", maxConcurrency: 64 }] } });
+    await crowd(loop, 200, 10_000);
+    expect(loop.calls.length).toBeGreaterThan(5000);
+    expect(queuedOf(loop)).toBe(0);
+  });
+
+  test("are not all sent through the queue by those few who are in it", async () => {
+    const loop = await Loop.begun({ settings: { upstreams: [{ name: "u", maxConcurrency: 8 }] } });
+    const crowded = crowd(loop, 40, 10_000);
+    for (let i = 0; i < 9; i++) {
+      await loop.pass(1000);
+      await loop.submit("m");
+    }
+    await crowded;
+    expect(loop.calls.length).toBeGreaterThan(700);
+    expect(queuedOf(loop)).toBe(9);
+  });
+
+  test("overtake nobody who is in the queue, nor are overtaken from there", async () => {
+    const loop = await Loop.begun(oneAtATime);
+    void loop.call("m", { content: content("first") });
+    await loop.pass(10);
+    const names = ["held", "queued", "held too", "queued too"];
+    for (const name of names) {
+      const over = { content: content(name) };
+      if (name.startsWith("held")) void loop.call("m", over);
+      else await loop.submit("m", over);
+      await loop.pass(10);
+    }
+    await loop.pass(1000);
+    expect(namesOf(loop)).toEqual(["first", ...names]);
+  });
+
+  test.each([
+    ["of less priority", { priority: "batch" as const }],
+    ["of another project", { project: "zeta", ...interactive }],
+  ])("have their share at once where a hundred %s wait", async (_, others) => {
+    const loop = await Loop.begun(oneAtATime);
+    await loop.submitMany(100, "m", { ...others, content: content("other") });
+    await loop.pass(10);
+    void loop.call("m", { ...interactive, content: content("held") });
+    await loop.pass(250);
+    expect(namesOf(loop)).toHaveLength(3);
+    expect(namesOf(loop)).toContain("held");
+  });
+
+  test("do not keep back those in the queue who have a share of their own", async () => {
+    const loop = await Loop.begun(oneAtATime);
+    const callers = Array.from({ length: 8 }, () => loop.call("m", { content: content("held") }));
+    await loop.pass(10);
+    await loop.submit("m", { project: "zeta", content: content("queued") });
+    await loop.submit("m", { ...interactive, content: content("urgent") });
+    await loop.pass(350);
+    expect(namesOf(loop).sort()).toEqual(["held", "held", "queued", "urgent"]);
+    await loop.pass(1000);
+    await Promise.all(callers);
+  });
+
+  test("wait no longer than a second for that", async () => {
+    const loop = await Loop.begun(oneAtATime);
+    const callers = Array.from({ length: 15 }, () => loop.call("m"));
+    await loop.pass(999);
+    expect(queuedOf(loop)).toBe(0);
+    await loop.pass(2);
+    expect(queuedOf(loop)).toBe(5);
+    // Those who come now see that it takes longer.
+    callers.push(loop.call("m"));
+    await loop.pass(0);
+    expect(queuedOf(loop)).toBe(6);
+    await loop.pass(1000);
+    await Promise.all(callers);
+  });
+});

@@ -29,6 +29,8 @@ export interface LoopOptions {
   world?: (world: World, clock: SimClock) => World;
 }
 
+type Asked = Partial<Omit<Draft, "terms">> & { terms?: Partial<Terms> };
+
 export const response = (status: number, tokens = 20): Outcome => {
   const error = status === 200 ? undefined : { message: "no" };
   const usage = JSON.stringify({
@@ -106,12 +108,20 @@ export class Loop {
   }
 
   /** Submits a request that nobody stays on the line for. */
-  async submit(
-    model: string,
-    { terms, ...over }: Partial<Omit<Draft, "terms">> & { terms?: Partial<Terms> } = {},
-  ) {
+  async submit(model: string, over: Asked = {}) {
+    return (await this.queue.submit(this.draft(model, over))).record;
+  }
+
+  /** A caller with its answer. */
+  async call(model: string, over: Asked = {}): Promise<void> {
+    const { line } = await this.queue.submit(this.draft(model, { hold: true, ...over }));
+    await new Promise<unknown>((resolve) => line!.onEnded(resolve));
+    line!.close();
+  }
+
+  private draft(model: string, { terms, ...over }: Asked): Draft {
     const head = { method: "POST", path: "/chat/completions", headers: [] };
-    const draft: Draft = {
+    return {
       project: "acme",
       endpoint: "chat.completions",
       model,
@@ -122,10 +132,9 @@ export class Loop {
       hold: false,
       ...over,
     };
-    return (await this.queue.submit(draft)).record;
   }
 
-  async submitMany(count: number, model: string, over: Parameters<Loop["submit"]>[1] = {}) {
+  async submitMany(count: number, model: string, over: Asked = {}) {
     const all: RequestRecord[] = [];
     for (let i = 0; i < count; i++) all.push(await this.submit(model, over));
     return all;
