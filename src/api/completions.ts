@@ -38,9 +38,14 @@ export interface Taken {
 
 /** Reads a call and submits it. A function of its own, so that nothing keeps the body while the caller waits. */
 async function take(endpoint: Endpoint, call: Call, options: ApiOptions): Promise<Taken> {
-  const body = parseBody(await readBody(call, options.maxBodyBytes));
-  const { draft, asked } = readDraft(endpoint, call, body, options);
+  const bytes = await readBody(call, options.maxBodyBytes);
+  const { draft, asked } = drafted(endpoint, call, bytes, options);
   return { submission: await options.queue.submit(draft), asked };
+}
+
+/** Of its own, too: what the body says as text and as values is not kept while the caller waits for its turn. */
+function drafted(endpoint: Endpoint, call: Call, bytes: Buffer, options: ApiOptions) {
+  return readDraft(endpoint, call, parseBody(bytes), options);
 }
 
 /** Gives the caller of a request what it asked for. */
