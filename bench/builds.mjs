@@ -5,7 +5,7 @@ import { spawnSync } from "node:child_process";
 import { readdirSync, readFileSync } from "node:fs";
 import { resolve } from "node:path";
 import { chatBody, load, probe } from "./lib/load.mjs";
-import { calibrate, disturbance, forgetPeakRss, machineCpu, peakRssMb } from "./lib/machine.mjs";
+import { calibrate, disturbance, forgetPeakRss, machineCpu, peakRssMb, untilQuiet } from "./lib/machine.mjs";
 import { pacedModel } from "./lib/paced.mjs";
 import { CannotRun, commitOf, conclude, main, need, startFlags } from "./lib/program.mjs";
 import { aligned, ratioText } from "./lib/report.mjs";
@@ -119,7 +119,9 @@ async function measure(kind, peer, options) {
   const used = usedSince(peer.pid, before);
   const perOne = Object.fromEntries(Object.entries(used).map(([name, micros]) => [name, micros / count]));
   const disturbed = disturbance(machineBefore, machineCpu());
-  return { ...met, ...perOne, rssMb: peakRssMb([peer.pid]), ...disturbed };
+  const rssMb = peakRssMb([peer.pid]);
+  const later = ((await untilQuiet([peer.pid])) * 1e6) / count;
+  return { ...met, ...perOne, later, rssMb, ...disturbed };
 }
 
 function tableOf({ counted, times }) {
@@ -129,12 +131,12 @@ function tableOf({ counted, times }) {
         const of = (name, what) => samples[name][concurrency].map((sample) => sample[what]);
         const [first] = Object.keys(samples);
         const head = [
-          ...[`CPU µs / ${counted}`, "main", "writer", "others", `× ${first}`],
+          ...[`CPU µs / ${counted}`, "main", "writer", "others", "later", `× ${first}`],
           ...["per second", `${times} p50 ms`, "p99 ms", "errors", "RSS MB"],
         ];
         const rows = Object.keys(samples).map((name) => [
           name,
-          ...["all", "main", "writer", "rest"].map((what) => round(median(of(name, what)), 1)),
+          ...["all", "main", "writer", "rest", "later"].map((what) => round(median(of(name, what)), 1)),
           ratioText(ratios(of(name, "all"), of(first, "all"))),
           ...["perSecond", "p50Ms", "p99Ms"].map((what) => round(median(of(name, what)), 1)),
           of(name, "errors").reduce((sum, one) => sum + one, 0),

@@ -111,7 +111,16 @@ const cpuRatio = (samples, peer, concurrency) =>
 function streamTables(samples, concurrencies) {
   const head = [
     ["first token p50 ms", "p99 ms", "added p50 ms", "added p99 ms", "× bare pipe"],
-    ["CPU ms / 1,000 chunks", "× bare pipe", "loop delay p99 ms", "max ms", "chunks/s", "errors", "RSS MB"],
+    [
+      "CPU ms / 1,000 chunks",
+      "later",
+      "× bare pipe",
+      "loop delay p99 ms",
+      "max ms",
+      "chunks/s",
+      "errors",
+      "RSS MB",
+    ],
   ].flat();
   return concurrencies
     .map((concurrency) => {
@@ -132,7 +141,7 @@ function cellsOf(samples, peer, list, concurrency) {
   return [
     [middle("firstP50Ms", 2), middle("firstP99Ms", 1)],
     peer === direct ? ["", ""] : [middle("addedP50Ms", 2), middle("addedP99Ms", 1)],
-    [ratioCell(addedRatio(samples, peer, concurrency)), middle("cpuMs", 1)],
+    [ratioCell(addedRatio(samples, peer, concurrency)), middle("cpuMs", 1), middle("laterMs", 1)],
     [ratioCell(cpuRatio(samples, peer, concurrency)), middle("loopP99Ms", 1)],
     [round(Math.max(...of("loopMaxMs")), 1), middle("chunksPerSecond", 0)],
     [of("errors").reduce((sum, one) => sum + one, 0), Math.round(Math.max(...of("rssMb")))],

@@ -13,6 +13,7 @@ import {
 } from "node:fs";
 import { availableParallelism, cpus, loadavg, release, totalmem } from "node:os";
 import { join } from "node:path";
+import { setTimeout as pause } from "node:timers/promises";
 import { median, round } from "./statistics.mjs";
 
 const ticksPerSecond = Number(execFileSync("getconf", ["CLK_TCK"]));
@@ -48,6 +49,28 @@ export function cpuSecondsOf(roots) {
   const all = processes();
   const pids = new Set(roots.flatMap((root) => treeOf(root, all)));
   return [...pids].reduce((sum, pid) => sum + (all.get(pid)?.cpuSeconds ?? 0), 0);
+}
+
+/** Less than this share of a core is quiet. */
+const quietShare = 0.1;
+const lookMs = 250;
+const quietLimitMs = 120_000;
+
+/**
+ * Waits until these processes have done what they left for later: it would be taken from whoever is measured next.
+ *
+ * @returns the CPU seconds that they have used for it
+ */
+export async function untilQuiet(pids) {
+  const begun = cpuSecondsOf(pids);
+  const giveUpAt = performance.now() + quietLimitMs;
+  for (let before = begun; performance.now() < giveUpAt; ) {
+    await pause(lookMs);
+    const now = cpuSecondsOf(pids);
+    if (now - before < (quietShare * lookMs) / 1000) return now - begun;
+    before = now;
+  }
+  throw new Error(`A server was still busy ${quietLimitMs / 1000} s after its load.`);
 }
 
 /**

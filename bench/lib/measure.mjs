@@ -1,15 +1,15 @@
 /** One measurement, and the rounds of them. */
 
 import { load } from "./load.mjs";
-import { calibrate, cpuSecondsOf, disturbance, machineCpu, peakRssMb } from "./machine.mjs";
+import { calibrate, cpuSecondsOf, disturbance, machineCpu, peakRssMb, untilQuiet } from "./machine.mjs";
 import { shuffled } from "./statistics.mjs";
 
 /**
- * Loads one server, and waits until what it accepted is done.
+ * Loads one server, and waits until what it accepted, and what it left for later, is done.
  *
  * @param peer has the target of the load, `pids` of the server, and `drained` where it accepts before it calls
  * @param upstream counts the calls that reached it
- * @returns rates per second, latencies in ms, CPU in µs per request, memory in MB
+ * @returns rates per second, latencies in ms, CPU in µs per request (`laterMicros`: afterwards), memory in MB
  */
 export async function measure(peer, upstream, { concurrency, seconds }) {
   const machineBefore = machineCpu();
@@ -22,11 +22,13 @@ export async function measure(peer, upstream, { concurrency, seconds }) {
   const called = (await upstream.answered()) - calledBefore;
   const cpuMicros = ((cpuSecondsOf(peer.pids) - cpuBefore) * 1e6) / requests;
   const result = { perSecond, p50Ms, p99Ms, errors, cpuMicros, rssMb: peakRssMb(peer.pids) };
+  const disturbed = disturbance(machineBefore, machineCpu());
+  const laterMicros = ((await untilQuiet(peer.pids)) * 1e6) / requests;
   const lifecycles = peer.drained ? { lifecyclesPerSecond: called / tookSeconds } : {};
   // Whoever waits for the answer has it; whoever does not is called for, too: every accepted request, once.
   const lost = requests - errors - called;
   if (lost > 0) throw new Error(`${peer.name} answered ${lost} requests that never reached the upstream.`);
-  return { ...result, ...lifecycles, ...disturbance(machineBefore, machineCpu()) };
+  return { ...result, laterMicros, ...lifecycles, ...disturbed };
 }
 
 /**

@@ -53,6 +53,7 @@ export function summary(list) {
     p99Ms: middle("p99Ms", 1),
     errors: of("errors").reduce((sum, one) => sum + one, 0),
     cpuMicros: middle("cpuMicros", 0),
+    laterMicros: middle("laterMicros", 0),
     rssMb: Math.round(Math.max(...of("rssMb"))),
     ...("lifecyclesPerSecond" in list[0] && { lifecyclesPerSecond: middle("lifecyclesPerSecond", 0) }),
   };
@@ -67,11 +68,20 @@ export function tables(samples, concurrencies, columns) {
     .map((concurrency) => {
       const rows = Object.entries(samples).map(([peer, byConcurrency]) => {
         const sums = summary(byConcurrency[concurrency]);
-        const { perSecond, p50Ms, p99Ms, errors, cpuMicros, rssMb } = sums;
+        const { perSecond, p50Ms, p99Ms, errors, cpuMicros, laterMicros, rssMb } = sums;
         const more = Object.values(columns).map((cell) => cell(sums, peer, concurrency) ?? "");
-        return [peer, perSecond, p50Ms, p99Ms, errors, cpuMicros, rssMb, ...more];
+        return [peer, perSecond, p50Ms, p99Ms, errors, cpuMicros, laterMicros, rssMb, ...more];
       });
-      const head = [`c=${concurrency}`, "requests/s", "p50 ms", "p99 ms", "errors", "CPU µs", "RSS MB"];
+      const head = [
+        `c=${concurrency}`,
+        "requests/s",
+        "p50 ms",
+        "p99 ms",
+        "errors",
+        "CPU µs",
+        "later",
+        "RSS MB",
+      ];
       return aligned([[...head, ...Object.keys(columns)], ...rows]);
     })
     .join("\n\n");

@@ -6,7 +6,15 @@ import { join } from "node:path";
 import { createInterface } from "node:readline";
 import { numberPlace } from "./load.mjs";
 import { loopDelay } from "./loop-delay.mjs";
-import { calibrate, cpuSecondsOf, disturbance, forgetPeakRss, machineCpu, peakRssMb } from "./machine.mjs";
+import {
+  calibrate,
+  cpuSecondsOf,
+  disturbance,
+  forgetPeakRss,
+  machineCpu,
+  peakRssMb,
+  untilQuiet,
+} from "./machine.mjs";
 import { shuffled } from "./statistics.mjs";
 
 const callersFile = join(import.meta.dirname, "../servers/stream-callers.mjs");
@@ -51,7 +59,7 @@ export function loadFor(concurrency, { rate, chunks, seconds }) {
   return { concurrency, streams: concurrency * streamsEach, chunks, paceMs, rampMs };
 }
 
-/** @returns times to the first content in ms, CPU in ms per 1,000 chunks, event-loop delay in ms, memory in MB */
+/** @returns times to the first content in ms, CPU in ms per 1,000 chunks (`laterMs`: afterwards), event-loop delay in ms, memory in MB */
 export async function measureStreams(peer, upstream, load) {
   const { pids } = peer;
   const body = peer.bodyFor(load);
@@ -68,17 +76,20 @@ export async function measureStreams(peer, upstream, load) {
   if (begun + errors < load.streams)
     throw new Error(`${peer.name} gave streams that the upstream never began.`);
   const { p50Ms: loopP50Ms, p99Ms: loopP99Ms, maxMs: loopMaxMs } = await loopDelay(pids[0]);
+  const peakMb = peakRssMb(pids);
+  const laterMs = ((await untilQuiet(pids)) * 1e6) / met.chunks;
   return {
     firstP50Ms: met.first.p50Ms,
     firstP99Ms: met.first.p99Ms,
     firstMaxMs: met.first.maxMs,
     cpuMs: (cpuSeconds * 1e6) / met.chunks,
+    laterMs,
     loopP50Ms,
     loopP99Ms,
     loopMaxMs,
     errors,
     errorsByKind: met.errors,
-    rssMb: peakRssMb(pids),
+    rssMb: peakMb,
     chunksPerSecond: met.chunks / met.seconds,
     mostOpen: met.mostOpen,
     callsPerStream: begun / load.streams,
