@@ -9,8 +9,8 @@ import type { ReadyGroup } from "./ports.ts";
 import type { RequestRecord } from "./request.ts";
 import { Members, Table } from "./table.ts";
 
-/** A caller whose request is not accepted yet, so that nobody has it but us. */
-export interface Arrival {
+/** A caller whose request is not accepted yet. */
+export interface Unaccepted {
   record: RequestRecord;
 }
 
@@ -19,7 +19,7 @@ export const windowSize = 512;
 /** A window is read again when fewer are left, so that nobody waits for the read. */
 const lowWater = windowSize / 4;
 
-interface Group<A> {
+interface Group<N> {
   lane: string;
   priority: RequestRecord["priority"];
   project: string;
@@ -27,7 +27,7 @@ interface Group<A> {
   count: number;
   heads: RequestRecord[];
   /** In the order in which they came; not counted. */
-  arrivals: Members<A>;
+  newcomers: Members<N>;
   /** What changed while a window was being read, to be applied to what the read brings. */
   loading?: { added: RequestRecord[]; removed: Set<string> };
 }
@@ -36,14 +36,14 @@ const keyOf = (of: { priority: string; project: string }): string => `${of.prior
 const before = (a: RequestRecord, b: RequestRecord): boolean =>
   a.dueAt < b.dueAt || (a.dueAt === b.dueAt && a.id < b.id);
 
-export class Backlog<A extends Arrival = Arrival> {
+export class Backlog<N extends Unaccepted = Unaccepted> {
   readonly lane: string;
-  private readonly groups = new Table<string, Group<A>>();
+  private readonly groups = new Table<string, Group<N>>();
   private readonly turns = new Turns();
   /** The instant for which a turn was asked last. */
   private askedAt = 0;
   /** How many callers wait whose requests are not accepted yet. */
-  private arrived = 0;
+  private newcomerCount = 0;
 
   constructor(lane: string) {
     this.lane = lane;
@@ -78,33 +78,33 @@ export class Backlog<A extends Arrival = Arrival> {
   }
 
   /** Whether anybody waits whose request is not accepted yet. */
-  get hasArrivals(): boolean {
-    return this.arrived > 0;
+  get hasNewcomers(): boolean {
+    return this.newcomerCount > 0;
   }
 
   /** Who waits without being accepted. */
-  arrivals(): A[] {
-    return [...this.groups.values()].flatMap(({ arrivals }) => [...arrivals]);
+  newcomers(): N[] {
+    return [...this.groups.values()].flatMap(({ newcomers }) => [...newcomers]);
   }
 
   /** A caller waits for its turn without being accepted, until the returned function is called. */
-  arrive(arrival: A): () => void {
-    const group = this.groupOf(arrival.record);
-    const member = group.arrivals.add(arrival);
-    this.arrived++;
+  arrive(newcomer: N): () => void {
+    const group = this.groupOf(newcomer.record);
+    const member = group.newcomers.add(newcomer);
+    this.newcomerCount++;
     return () => {
-      if (!group.arrivals.delete(member)) return;
-      this.arrived--;
+      if (!group.newcomers.delete(member)) return;
+      this.newcomerCount--;
       this.forgetEmpty(group);
     };
   }
 
-  /** Whether nobody of the same group, as far as is known, has been waiting since before `since`, in epoch ms. */
-  isYoung(of: { priority: string; project: string }, since: number): boolean {
+  /** Whether somebody of a group that is in the queue has been waiting since before `at` (epoch ms), or may have. */
+  hasWaitedSince(of: { priority: string; project: string }, at: number): boolean {
     const group = this.groups.get(keyOf(of));
-    if (!group || group.count === 0) return true;
+    if (!group || group.count === 0) return false;
     const [head] = group.heads;
-    return head !== undefined && head.dueAt >= since;
+    return head === undefined || head.dueAt < at;
   }
 
   /** A waiting request was cancelled, expired or moved. */
@@ -125,7 +125,7 @@ export class Backlog<A extends Arrival = Arrival> {
   /** The request whose turn it is, if one is due; it stays in the backlog until it is taken. */
   next(now: number): RequestRecord | undefined {
     this.askedAt = now;
-    const group = this.turns.next(this.dueAt(now));
+    const group = this.turns.next(this.dueGroups(now));
     return group && firstOf(group, now);
   }
 
@@ -133,14 +133,14 @@ export class Backlog<A extends Arrival = Arrival> {
    * Takes what `next` has given out of the backlog; `tokens` are booked on its project. Returned is the caller, where
    * it is not accepted yet.
    */
-  take(record: RequestRecord, tokens: number): A | undefined {
+  take(record: RequestRecord, tokens: number): N | undefined {
     const group = this.groups.get(keyOf(record));
     if (!group) return undefined;
-    const due = this.dueAt(this.askedAt);
-    let arrival: A | undefined;
-    if (group.arrivals.oldest?.record === record) {
-      arrival = group.arrivals.shift();
-      this.arrived--;
+    const due = this.dueGroups(this.askedAt);
+    let newcomer: N | undefined;
+    if (group.newcomers.oldest?.record === record) {
+      newcomer = group.newcomers.shift();
+      this.newcomerCount--;
     } else {
       const at = group.heads.indexOf(record);
       if (at < 0) return undefined;
@@ -150,12 +150,14 @@ export class Backlog<A extends Arrival = Arrival> {
     }
     this.turns.book(group, tokens, due, isDue(group, this.askedAt));
     this.forgetEmpty(group);
-    return arrival;
+    return newcomer;
   }
 
-  /** The groups of a priority that have anybody waiting. */
+  /** The groups of a priority that have anybody waiting who is accepted. */
   groupsOf(priority: RequestRecord["priority"]): Omit<ReadyGroup, "count">[] {
-    return [...this.groups.values()].filter((group) => group.priority === priority && group.count > 0);
+    return [...this.groups.values()]
+      .filter((group) => group.priority === priority && group.count > 0)
+      .map(({ lane, project }) => ({ lane, priority, project }));
   }
 
   /** When the next known head is due; undefined when none is known. */
@@ -241,37 +243,38 @@ export class Backlog<A extends Arrival = Arrival> {
     if (group) group.loading = undefined;
   }
 
-  private groupOf(of: { priority: RequestRecord["priority"]; project: string }): Group<A> {
+  private groupOf(of: { priority: RequestRecord["priority"]; project: string }): Group<N> {
     const key = keyOf(of);
     let group = this.groups.get(key);
     if (!group) {
       const { priority, project } = of;
       const account = this.turns.account(priority, project);
-      group = { lane: this.lane, priority, project, account, count: 0, heads: [], arrivals: new Members() };
+      group = { lane: this.lane, priority, project, account, count: 0, heads: [], newcomers: new Members() };
       this.groups.set(key, group);
     }
     return group;
   }
 
-  /** The groups of which a head is due. */
-  private dueAt(now: number): Group<A>[] {
-    const due: Group<A>[] = [];
+  /** The groups of which somebody is due. */
+  private dueGroups(now: number): Group<N>[] {
+    const due: Group<N>[] = [];
     for (const group of this.groups.values()) if (isDue(group, now)) due.push(group);
     return due;
   }
 
-  private forgetEmpty(group: Group<A>): void {
-    if (group.count === 0 && group.arrivals.size === 0 && !group.loading) this.groups.delete(keyOf(group));
+  private forgetEmpty(group: Group<N>): void {
+    if (group.count === 0 && group.newcomers.size === 0 && !group.loading) this.groups.delete(keyOf(group));
   }
 }
 
 /** Who arrived is due, also where the clock was set since; but not before those who are only known by their number. */
-function isDue({ heads: [head], arrivals, count }: Group<Arrival>, now: number): boolean {
-  return head ? head.dueAt <= now || arrivals.size > 0 : arrivals.size > 0 && count === 0;
+function isDue({ heads: [head], newcomers, count }: Group<Unaccepted>, now: number): boolean {
+  if (head && head.dueAt <= now) return true;
+  return newcomers.size > 0 && (head !== undefined || count === 0);
 }
 
 /** Who comes first of those who are due in a group. */
-function firstOf({ heads: [head], arrivals: { oldest } }: Group<Arrival>, now: number): RequestRecord {
+function firstOf({ heads: [head], newcomers: { oldest } }: Group<Unaccepted>, now: number): RequestRecord {
   const isHead = head && (!oldest || (head.dueAt <= now && before(head, oldest.record)));
   return isHead ? head : oldest!.record;
 }

@@ -107,7 +107,7 @@ export class Expiry {
     const now = this.world.clock.now();
     const opening = this.lanes.openingOf(lane, now, lane.backlog.next(now));
     const { opensAt, heldBy } = opening;
-    if (lane.backlog.isEmpty || !this.holds(lane, opensAt, now)) return;
+    if (lane.backlog.size === 0 || !this.holds(lane, opensAt, now)) return;
     this.dueBy(now + lookMs);
     // Where limits are all that holds them, they have nowhere else to go, and nothing to fear.
     if (

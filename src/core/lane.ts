@@ -1,6 +1,6 @@
 /** A lane, its upstream, and a slot in it: what is known of them in this process. */
 
-import type { Arrival, Backlog } from "./backlog.ts";
+import type { Backlog, Unaccepted } from "./backlog.ts";
 import type { LaneFlow, UpstreamFlow } from "./flow.ts";
 import type { Gate } from "./gate.ts";
 import type { Holds } from "./holds.ts";
@@ -28,7 +28,7 @@ export interface Shared {
 }
 
 /** A caller who waits for a slot before its request is accepted; undefined: there is none soon. */
-export interface Newcomer extends Arrival {
+export interface Newcomer extends Unaccepted {
   serve(slot: Slot | undefined): void;
 }
 

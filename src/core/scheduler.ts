@@ -49,7 +49,7 @@ export interface Callers {
 
 const troubleRetryMs = 1000;
 /** How long a caller waits for a slot before its request is queued. Nothing is promised and nothing sent before. */
-const arrivalPatienceMs = 1000;
+const newcomerPatienceMs = 1000;
 const rowsPerRead = 128;
 /** A wall clock that is further from where it should be was set; less is set right in passing. */
 const smallestJumpMs = 2_000;
@@ -156,8 +156,9 @@ export class Scheduler {
     this.checkClock();
     const now = this.world.clock.now();
     const lane = this.laneFor(record, now);
-    if (!lane || lane.backlog.hasArrivals) return undefined;
-    const othersAreDue = !lane.backlog.isEmpty && (lane.backlog.nextDueAt() ?? 0) <= now;
+    if (!lane) return undefined;
+    const { backlog } = lane;
+    const othersAreDue = backlog.hasNewcomers || (!backlog.isEmpty && (backlog.nextDueAt() ?? 0) <= now);
     return othersAreDue ? undefined : this.lanes.slot(lane, record, now);
   }
 
@@ -180,7 +181,7 @@ export class Scheduler {
         },
       };
       const leave = lane.backlog.arrive(newcomer);
-      const cancelTimer = clock.timer(arrivalPatienceMs, () => newcomer.serve(undefined));
+      const cancelTimer = clock.timer(newcomerPatienceMs, () => newcomer.serve(undefined));
       // What has just come free is for those who came before.
       if (!this.lanes.isBusy(lane)) this.dispatch([lane]);
     });
@@ -193,7 +194,7 @@ export class Scheduler {
    */
   private isSoon(lane: Lane, record: RequestRecord, now: number): boolean {
     if (this.lanes.openingOf(lane, now).opensAt > now) return false;
-    if (!lane.backlog.isYoung(record, now - arrivalPatienceMs)) return false;
+    if (lane.backlog.hasWaitedSince(record, now - newcomerPatienceMs)) return false;
     return this.lanes.isBusy(lane) || lane.backlog.next(now) !== undefined;
   }
 
@@ -380,16 +381,16 @@ export class Scheduler {
         return isNext || this.lanes.owedUntil(lane, now) !== undefined;
       });
     }
-    for (const lane of tried) {
-      // Where more than capacity is wanting, nobody's turn comes soon.
-      if (lane.backlog.hasArrivals && !this.lanes.isOnlyBusy(lane, now)) this.sendToQueue(lane);
-      if (lane.backlog.size > 0) this.lookAhead(lane, now);
-    }
+    // Where more than capacity is wanting, nobody's turn comes soon.
+    for (const lane of tried)
+      if (lane.backlog.hasNewcomers && !this.lanes.isOnlyBusy(lane, now)) this.sendToQueue(lane);
+    for (const lane of tried) if (lane.backlog.size > 0) this.lookAhead(lane, now);
   }
 
   /** False where nobody who waits may go now. */
   private serveNext(lane: Lane, now: number): boolean {
-    const record = lane.backlog.next(now);
+    // To find out whose turn it is costs more, the more projects wait.
+    const record = this.lanes.isBusy(lane) ? undefined : lane.backlog.next(now);
     if (!record) this.lanes.forgo(lane);
     const slot = record && this.lanes.slot(lane, record, now);
     if (!slot) return false;
@@ -401,7 +402,7 @@ export class Scheduler {
 
   /** Nobody waits there any longer without being accepted. */
   private sendToQueue({ backlog }: Lane): void {
-    for (const newcomer of backlog.arrivals()) newcomer.serve(undefined);
+    for (const newcomer of backlog.newcomers()) newcomer.serve(undefined);
   }
 
   /** Reads who is next, and sets the timer to when somebody may go. */

@@ -1,7 +1,7 @@
 /** What waits for limits that several lanes share, and what goes on around it. */
 
 import { describe, expect, test } from "vitest";
-import type { ChangeSet } from "../../src/core/ports.ts";
+import type { ChangeSet, Store } from "../../src/core/ports.ts";
 import { Loop, minuteMs, mostIn, response } from "../support/loop.ts";
 
 const upstreamOf = (limits: object, more: object = {}) => ({
@@ -427,6 +427,35 @@ describe("callers who wait where only capacity is wanting", () => {
     expect(namesOf(loop).sort()).toEqual(["held", "held", "queued", "urgent"]);
     await loop.pass(1000);
     await Promise.all(callers);
+  });
+
+  test("are not in the way of a look at those in the queue who may have another target", async () => {
+    const looks: Promise<unknown>[] = [];
+    const loop = await Loop.begun({
+      settings: {
+        table: toV,
+        upstreams: [
+          { name: "u", maxConcurrency: 1 },
+          { name: "v", maxConcurrency: 1 },
+        ],
+      },
+      world(world) {
+        const heads: Store["heads"] = (...args) => {
+          const look = world.store.heads(...args);
+          looks.push(look);
+          return look;
+        };
+        return { ...world, store: { ...world.store, heads } };
+      },
+    });
+    const crowded = crowd(loop, 8, 10_000);
+    for (let i = 0; i < 40; i++) {
+      await loop.pass(250);
+      await loop.submit("m", interactive);
+    }
+    await crowded;
+    expect(looks.length).toBeGreaterThan(5);
+    await Promise.all(looks);
   });
 
   test("wait no longer than a second for that", async () => {

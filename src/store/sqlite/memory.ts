@@ -15,8 +15,11 @@ export function openMemory(engine = new Engine(":memory:", { readonly: false }))
   const watchers = new Watchers();
   const read =
     <N extends keyof Reads>(name: N) =>
-    async (...args: Parameters<Reads[N]>): Promise<Awaited<ReturnType<Reads[N]>>> =>
-      (engine[name] as (...those: Parameters<Reads[N]>) => ReturnType<Reads[N]>)(...args) as never;
+    async (...args: Parameters<Reads[N]>): Promise<Awaited<ReturnType<Reads[N]>>> => {
+      const ask = engine[name] as (...those: Parameters<Reads[N]>) => ReturnType<Reads[N]>;
+      // As between threads: what cannot be copied cannot be asked.
+      return ask.apply(engine, structuredClone(args)) as never;
+    };
   return {
     engine,
     nextEpoch: (node, now) => engine.nextEpoch(node, now),
