@@ -17,6 +17,7 @@ const refuse = () => {
 };
 const upstream: Upstream = {
   call: refuse,
+  stream: refuse,
   forward: refuse,
   models: async () => undefined,
   schemaProblem: () => undefined,

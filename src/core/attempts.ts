@@ -9,6 +9,7 @@ import type { Lanes } from "./lanes.ts";
 import { talliesOf } from "./ledger/usage.ts";
 import type {
   Abort,
+  CallEnd,
   ChangeSet,
   Checks,
   Exchange,
@@ -76,9 +77,6 @@ export interface Content {
   /** What the attempt is told beside the body: see `UpstreamCall`. */
   feedback?: string[];
 }
-
-/** How a call ended. */
-type Ended = Extract<UpstreamEvent, { kind: "ended" }>;
 
 /** What becomes of a request with the end of an attempt. */
 type AttemptEnd = Extract<RequestEvent, { type: "ended" | "interrupted" }>;
@@ -217,7 +215,7 @@ export class Attempts {
     return { feed, intake, heardAt: this.world.clock.now() };
   }
 
-  private async call(run: Run, { head, body, feedback }: Content): Promise<Ended> {
+  private async call(run: Run, { head, body, feedback }: Content): Promise<CallEnd> {
     const { record, abort, stream } = run;
     const { upstream, model } = laneParts(record.lane);
     const { method, path, headers, checks, vectors } = head;
@@ -236,16 +234,19 @@ export class Attempts {
     };
     if (stream) call.stream = { usage: record.terms.stream?.usage ?? false, identity: stream.feed.identity };
     const cancelTimers = this.limit(run);
-    let ended: Ended = { kind: "ended", outcome: { kind: "aborted", sent: true } };
+    let ended: CallEnd = { kind: "ended", outcome: { kind: "aborted", sent: true } };
     try {
-      await this.placeFor(run);
-      for await (const event of this.world.upstream.call(call, abort)) {
-        if (event.kind === "ended") ended = event;
-        else if (stream) {
-          const room = this.hear(run, stream, event);
-          if (room) await room;
+      const waitMs = this.waitForPlaceMs(run);
+      if (waitMs > 0) await this.placeFor(run, waitMs);
+      if (!stream) ended = await this.world.upstream.call(call, abort);
+      else
+        for await (const event of this.world.upstream.stream(call, abort)) {
+          if (event.kind === "ended") ended = event;
+          else {
+            const room = this.hear(run, stream, event);
+            if (room) await room;
+          }
         }
-      }
     } finally {
       cancelTimers();
     }
@@ -255,14 +256,16 @@ export class Attempts {
     return run.recall ? { ...ended, outcome: run.recall.wholeOf(outcome) } : ended;
   }
 
-  /** Waits until limits let the call through, which they did when its start was handed to the disk. */
-  private async placeFor({ slot, abort }: Run): Promise<void> {
-    const { clock } = this.world;
-    for (;;) {
-      const waitMs = this.lanes.sending(slot, clock.now()) - clock.now();
-      if (waitMs <= 0 || abort.aborted) return;
+  /** How long until limits let the call through, in ms; they did when its start was handed to the disk. */
+  private waitForPlaceMs({ slot }: Run): number {
+    const now = this.world.clock.now();
+    return this.lanes.sending(slot, now) - now;
+  }
+
+  private async placeFor(run: Run, waitMs: number): Promise<void> {
+    for (let leftMs = waitMs; leftMs > 0 && !run.abort.aborted; leftMs = this.waitForPlaceMs(run)) {
       await new Promise<void>((resolve) => {
-        clock.timer(waitMs, resolve);
+        this.world.clock.timer(leftMs, resolve);
       });
     }
   }
@@ -322,7 +325,7 @@ export class Attempts {
   private hear(
     { abort, slot }: Run,
     stream: Streaming,
-    event: Exclude<UpstreamEvent, Ended>,
+    event: Exclude<UpstreamEvent, CallEnd>,
   ): Promise<void> | undefined {
     const { feed, intake } = stream;
     if (event.kind === "head") {
@@ -345,7 +348,7 @@ export class Attempts {
     stream.heardAt = this.world.clock.now();
   }
 
-  private async settle(run: Run, called: Ended, now: number): Promise<RequestRecord | undefined> {
+  private async settle(run: Run, called: CallEnd, now: number): Promise<RequestRecord | undefined> {
     const { record, slot } = run;
     const { outcome, connectedAt } = called;
     const stoppedByUs = outcome.kind === "aborted" && (run.stopped === "ended" || run.stopped === "shutdown");
@@ -539,7 +542,7 @@ function stopRun(run: Run, why: Stop): void {
 }
 
 /** What is kept of a call: the answer, where it is the last one, or what the next attempt is told of it. */
-function partsOf(called: Ended, { feedback }: Reading, { record }: Transition): Part[] | undefined {
+function partsOf(called: CallEnd, { feedback }: Reading, { record }: Transition): Part[] | undefined {
   const parts = record.terms.store === "all" ? exchangeParts(called, record) : [];
   const { outcome } = called;
   if (isTerminal(record.state)) {
@@ -551,7 +554,7 @@ function partsOf(called: Ended, { feedback }: Reading, { record }: Transition): 
 }
 
 /** What was sent, and what came: an answer that completes its request is kept as that, and nobody drops it. */
-function exchangeParts({ sent, received, outcome }: Ended, { state, attempt }: RequestRecord): Part[] {
+function exchangeParts({ sent, received, outcome }: CallEnd, { state, attempt }: RequestRecord): Part[] {
   const parts: Part[] = [];
   if (sent) parts.push(exchangePart("sent", attempt, sent));
   if (state === "completed") return parts;

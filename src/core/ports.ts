@@ -366,7 +366,7 @@ export type Outcome =
   | { kind: "aborted"; sent: boolean };
 
 /**
- * The last event is always `ended`; a plain answer has no other. The outcome of a whole stream is a `response` whose
+ * The last event of a stream is always `ended`. The outcome of a whole stream is a `response` whose
  * body is the chat.completion that its chunks make. A stream that breaks off ends with what broke it.
  */
 export type UpstreamEvent =
@@ -374,16 +374,19 @@ export type UpstreamEvent =
   | { kind: "head"; headers: [string, string][] }
   /** Chunks that arrived together; none is a sign of life. */
   | { kind: "chunks"; chunks: Chunk[] }
-  | {
-      kind: "ended";
-      outcome: Outcome;
-      /** When the call had a connection (epoch ms); undefined where it never had one. */
-      connectedAt?: number;
-      /** Where it was asked for, and anything was sent. */
-      sent?: Exchange;
-      /** Then also what had come of a stream that broke off: as the answer that it would have been. */
-      received?: Exchange;
-    };
+  | CallEnd;
+
+/** How a call ended. */
+export interface CallEnd {
+  kind: "ended";
+  outcome: Outcome;
+  /** When the call had a connection (epoch ms); undefined where it never had one. */
+  connectedAt?: number;
+  /** Where it was asked for, and anything was sent. */
+  sent?: Exchange;
+  /** Then also what had come of a stream that broke off: as the answer that it would have been. */
+  received?: Exchange;
+}
 
 /** A call that is let through without a record: any method, any body, both ways as they come. */
 export interface ForwardCall {
@@ -408,7 +411,10 @@ export interface Abort {
 }
 
 export interface Upstream {
-  call(call: UpstreamCall, abort: Abort): AsyncIterable<UpstreamEvent>;
+  /** Makes a call, and resolves with its end, whatever that is. */
+  call(call: UpstreamCall, abort: Abort): Promise<CallEnd>;
+  /** Makes a call whose answer is wanted as a stream (`call.stream`); its end is the last event. */
+  stream(call: UpstreamCall, abort: Abort): AsyncIterable<UpstreamEvent>;
   forward(call: ForwardCall, abort: Abort): Promise<ForwardReply>;
   /** The models that an upstream lists, or undefined where it could not be asked. */
   models(upstream: string): Promise<string[] | undefined>;

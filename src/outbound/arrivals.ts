@@ -1,7 +1,6 @@
 /** What has arrived of a stream and was not pulled yet. */
 
-import type { Chunk, UpstreamEvent } from "../core/ports.ts";
-import type { Ended } from "./plain.ts";
+import type { CallEnd, Chunk, UpstreamEvent } from "../core/ports.ts";
 
 /**
  * Chunks that arrive together, or while nobody pulls, are one event. There is one promise for each pull, and none
@@ -16,7 +15,7 @@ export class Arrivals implements AsyncIterableIterator<UpstreamEvent> {
   onLeft: () => void = () => {};
   private head: [string, string][] | undefined;
   private chunks: Chunk[] | undefined;
-  private ended: Ended | undefined;
+  private ended: CallEnd | undefined;
   private isOver = false;
   private wake: ((result: IteratorResult<UpstreamEvent>) => void) | undefined;
 
@@ -38,7 +37,7 @@ export class Arrivals implements AsyncIterableIterator<UpstreamEvent> {
     this.flush();
   }
 
-  end(ended: Ended): void {
+  end(ended: CallEnd): void {
     this.ended ??= ended;
     this.flush();
   }

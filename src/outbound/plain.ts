@@ -2,11 +2,8 @@
 
 import type { Dispatcher } from "undici";
 import type { HeaderList } from "../core/headers.ts";
-import type { Abort, Clock, Outcome, UpstreamEvent } from "../core/ports.ts";
+import type { Abort, CallEnd, Clock, Outcome } from "../core/ports.ts";
 import { type Answer, answerOf, isEncoded, type Reading, readAnswer } from "./answer.ts";
-
-/** The last event of a call. */
-export type Ended = Extract<UpstreamEvent, { kind: "ended" }>;
 
 /** Collects one answer. undici calls it; whatever comes first, an end, an error or an abort, is the outcome. */
 export class PlainAnswer implements Dispatcher.DispatchHandler {
@@ -20,9 +17,9 @@ export class PlainAnswer implements Dispatcher.DispatchHandler {
   private readonly abort: Abort;
   protected readonly clock: Clock;
   private connectedAt: number | undefined;
-  private readonly resolve: (ended: Ended) => void;
+  private readonly resolve: (ended: CallEnd) => void;
 
-  constructor(reading: Reading, abort: Abort, clock: Clock, resolve: (ended: Ended) => void) {
+  constructor(reading: Reading, abort: Abort, clock: Clock, resolve: (ended: CallEnd) => void) {
     this.reading = reading;
     this.abort = abort;
     this.clock = clock;

@@ -6,13 +6,13 @@ import type { Dispatcher } from "undici";
 import { Assembly, readChunk } from "../core/chunk.ts";
 import { type HeaderList, toCaller } from "../core/headers.ts";
 import { rawMember, replaceMember } from "../core/json-text.ts";
-import type { Abort, Clock, Exchange, Outcome, StreamWish, UpstreamEvent } from "../core/ports.ts";
+import type { Abort, CallEnd, Clock, Exchange, Outcome, StreamWish, UpstreamEvent } from "../core/ports.ts";
 import { visibleAnswerHeaders } from "../core/redact.ts";
 import { chunksOf } from "../core/restream.ts";
 import { Stencil } from "../core/stencil.ts";
 import { answerOf, errorOf, type Reading } from "./answer.ts";
 import { Arrivals } from "./arrivals.ts";
-import { type Ended, failed, PlainAnswer } from "./plain.ts";
+import { failed, PlainAnswer } from "./plain.ts";
 import { EventReader } from "./sse.ts";
 import { askForUsage, refusesUsage, withoutNullUsage } from "./usage-wish.ts";
 
@@ -56,7 +56,7 @@ export function callStream(
   // As Latin-1, so that every byte that is not meant stays.
   const plain = Buffer.from(body).toString("latin1");
   const expected = choicesAsked(plain);
-  const call = (text: string, asked: boolean, whenEnded: (ended: Ended) => void) => {
+  const call = (text: string, asked: boolean, whenEnded: (ended: CallEnd) => void) => {
     const terms = { wish, hidesUsage: asked && !wish.usage, expected };
     const sent = Buffer.from(text, "latin1");
     const answer: StreamedAnswer = new StreamedAnswer(arrivals, terms, reading, abort, clock, (ended) => {
@@ -117,7 +117,7 @@ class StreamedAnswer extends PlainAnswer {
     reading: Reading,
     abort: Abort,
     clock: Clock,
-    resolve: (ended: Ended) => void,
+    resolve: (ended: CallEnd) => void,
   ) {
     super(reading, abort, clock, resolve);
     this.arrivals = arrivals;

@@ -6,6 +6,7 @@ import type { HeaderList } from "../core/headers.ts";
 import { replaceMember } from "../core/json-text.ts";
 import type {
   Abort,
+  CallEnd,
   Clock,
   Exchange,
   ForwardCall,
@@ -17,7 +18,7 @@ import type {
 import { isSecretName, visibleHeaders, visibleUrl } from "../core/redact.ts";
 import { type Reading, readAnswer } from "./answer.ts";
 import { withMessages } from "./feedback.ts";
-import { codeOf, type Ended, failed, headerList, PlainAnswer } from "./plain.ts";
+import { codeOf, failed, headerList, PlainAnswer } from "./plain.ts";
 import { createPool } from "./pool.ts";
 import { callStream } from "./stream.ts";
 import { Schemas } from "./validation.ts";
@@ -75,12 +76,15 @@ export function createUpstream(
     secrets,
     measure: (answer) => measure(answer, checks, mismatches),
   });
-  const callOne = (call: UpstreamCall, abort: Abort) => {
-    const found = endpoint(call.upstream);
-    return callUpstream(found, call, readingOf(found, call), abort, clock);
-  };
   return {
-    call: callOne,
+    call(call, abort) {
+      const found = endpoint(call.upstream);
+      return callPlain(found, call, readingOf(found, call), abort, clock);
+    },
+    stream(call, abort) {
+      const found = endpoint(call.upstream);
+      return stream(found, call, readingOf(found, call), abort, clock);
+    },
     forward: (call, abort) => forward(endpoint(call.upstream), call, abort, timeouts.attemptMs),
     models: (name) => listModels(endpoint(name), clock),
     schemaProblem: (schema) => schemas.problem(schema),
@@ -122,7 +126,24 @@ function headersFor({ headers: own, ownNames }: Endpoint, headers: HeaderList): 
   return [...headers.filter(([name]) => !ownNames.has(name)), ...own];
 }
 
-function callUpstream(
+function callPlain(
+  endpoint: Endpoint,
+  call: UpstreamCall,
+  reading: Reading,
+  abort: Abort,
+  clock: Clock,
+): Promise<CallEnd> {
+  const body = bodyOf(call.body, call);
+  return new Promise((resolve) => {
+    const whenEnded = (end: CallEnd) =>
+      resolve(
+        call.keepSent && end.connectedAt !== undefined ? { ...end, sent: sentBy(endpoint, call, body) } : end,
+      );
+    dispatch(endpoint, call, body, new PlainAnswer(reading, abort, clock, whenEnded));
+  });
+}
+
+function stream(
   endpoint: Endpoint,
   call: UpstreamCall,
   reading: Reading,
@@ -130,18 +151,11 @@ function callUpstream(
   clock: Clock,
 ): AsyncIterable<UpstreamEvent> {
   const body = bodyOf(call.body, call);
+  const wish = call.stream ?? { usage: false };
   const keep = call.keepSent ? (sent: Uint8Array) => sentBy(endpoint, call, sent) : undefined;
-  if (call.stream) {
-    const send = (text: Uint8Array, handler: Dispatcher.DispatchHandler) =>
-      dispatch(endpoint, call, text, handler);
-    return callStream(endpoint, { wish: call.stream, reading, body, send, keep }, abort, clock);
-  }
-  const ended = new Promise<Ended>((resolve) => {
-    const whenEnded = (end: Ended) =>
-      resolve(keep && end.connectedAt !== undefined ? { ...end, sent: keep(body) } : end);
-    dispatch(endpoint, call, body, new PlainAnswer(reading, abort, clock, whenEnded));
-  });
-  return endsWith(ended);
+  const send = (text: Uint8Array, handler: Dispatcher.DispatchHandler) =>
+    dispatch(endpoint, call, text, handler);
+  return callStream(endpoint, { wish, reading, body, send, keep }, abort, clock);
 }
 
 /** The recorded answers are wanted as they are. */
@@ -170,17 +184,6 @@ function dispatch(
   // The time limits are the scheduler's; undici's own would only be second ones.
   const limits = { headersTimeout: 0, bodyTimeout: 0 };
   endpoint.pool.dispatch({ method: call.method as "POST", path, headers, body, ...limits }, handler);
-}
-
-/** The one event of a plain answer; a generator would cost several promises more for each call. */
-function endsWith(ended: Promise<Ended>): AsyncIterable<UpstreamEvent> {
-  let told = false;
-  const next = (): Promise<IteratorResult<UpstreamEvent>> => {
-    if (told) return Promise.resolve({ done: true, value: undefined });
-    told = true;
-    return ended.then((value) => ({ done: false, value }));
-  };
-  return { [Symbol.asyncIterator]: () => ({ next }) };
 }
 
 /**
@@ -274,16 +277,11 @@ async function listModels(endpoint: Endpoint, clock: Clock): Promise<string[] | 
     body: new Uint8Array(),
   };
   try {
-    for await (const event of callUpstream(endpoint, call, endpoint, abort, clock)) {
-      if (event.kind !== "ended") continue;
-      const { outcome } = event;
-      if (outcome.kind !== "response" || outcome.status !== 200 || !outcome.facts.wellFormed)
-        return undefined;
-      const list = JSON.parse(Buffer.from(outcome.body).toString("utf8")) as { data?: unknown };
-      if (!Array.isArray(list.data)) return undefined;
-      return list.data.map((model) => model?.id).filter((id): id is string => typeof id === "string");
-    }
-    return undefined;
+    const { outcome } = await callPlain(endpoint, call, endpoint, abort, clock);
+    if (outcome.kind !== "response" || outcome.status !== 200 || !outcome.facts.wellFormed) return undefined;
+    const list = JSON.parse(Buffer.from(outcome.body).toString("utf8")) as { data?: unknown };
+    if (!Array.isArray(list.data)) return undefined;
+    return list.data.map((model) => model?.id).filter((id): id is string => typeof id === "string");
   } finally {
     cancelTimer();
   }

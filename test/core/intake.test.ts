@@ -514,9 +514,9 @@ test("an answer that waits for room on a full disk does not hold up a stop", asy
   await stage.open();
   const full = () => Promise.reject(new StorageError("full", "The disk is full."));
   const said: string[] = [];
-  const upstream: Pick<Upstream, "call"> = {
+  const upstream: Pick<Upstream, "stream"> = {
     // All of it has come before the stop.
-    async *call(_call, abort) {
+    async *stream(_call, abort) {
       for (const letter of ["a", "b", "c", "d", "e", "f"]) {
         said.push(letter);
         yield { kind: "chunks", chunks: [asChunk(textChunk(letter.repeat(300_000)))] };

@@ -1,9 +1,10 @@
 /** What recorded calls are told about their answers, over real sockets: findings, verdicts, and the way back. */
 
 import { afterEach, beforeEach, describe, expect, it, test } from "vitest";
-import type { Checks, Outcome, UpstreamCall } from "../../src/core/ports.ts";
+import type { Checks, UpstreamCall } from "../../src/core/ports.ts";
 import type { Problem } from "../../src/core/request.ts";
 import { createUpstream } from "../../src/outbound/upstream.ts";
+import { endOfCall } from "../support/call-end.ts";
 import { HandClock } from "../support/clock.ts";
 import { answer, deltas, type FakeUpstream, fail, startFake, stream } from "../support/fake-upstream.ts";
 
@@ -34,10 +35,7 @@ async function called(call: Partial<UpstreamCall> & { text?: string } = {}) {
     body: Buffer.from(text),
     ...more,
   };
-  let outcome: Outcome | undefined;
-  for await (const event of upstream.call(whole, { aborted: false, onAbort: undefined })) {
-    if (event.kind === "ended") outcome = event.outcome;
-  }
+  const { outcome } = await endOfCall(upstream, whole, { aborted: false, onAbort: undefined });
   if (outcome?.kind !== "response") throw new Error(`the outcome is ${JSON.stringify(outcome)}`);
   return { ...outcome, text: Buffer.from(outcome.body).toString() };
 }

@@ -33,14 +33,8 @@ async function forwarded(): Promise<string> {
 async function called(): Promise<Outcome> {
   const call = { upstream: "fake", model: "m", askedModel: "m", method: "POST", path: "/c", headers: [] };
   const body = Buffer.from("{}");
-  let outcome: Outcome | undefined;
-  for await (const event of upstream.call(
-    { ...call, headers: [], body },
-    { aborted: false, onAbort: undefined },
-  )) {
-    if (event.kind === "ended") outcome = event.outcome;
-  }
-  return outcome!;
+  const abort = { aborted: false, onAbort: undefined };
+  return (await upstream.call({ ...call, headers: [], body }, abort)).outcome;
 }
 
 it("is whole where its connection ends cleanly", async () => {

@@ -1,8 +1,9 @@
 /** What is told of a call beside its outcome: when it had a connection, and what was sent, without its secrets. */
 
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
-import type { Abort, UpstreamCall, UpstreamEvent } from "../../src/core/ports.ts";
+import type { Abort, UpstreamCall } from "../../src/core/ports.ts";
 import { createUpstream, type UpstreamOptions } from "../../src/outbound/upstream.ts";
+import { endOfCall } from "../support/call-end.ts";
 import { HandClock } from "../support/clock.ts";
 import {
   answer,
@@ -18,8 +19,6 @@ import {
   startFake,
   stream,
 } from "../support/fake-upstream.ts";
-
-type Ended = Extract<UpstreamEvent, { kind: "ended" }>;
 
 let fake: FakeUpstream;
 let clock: HandClock;
@@ -67,12 +66,7 @@ function start(call: UpstreamCall, options: Partial<UpstreamOptions> = {}) {
     abort.aborted = true;
     abort.onAbort?.();
   };
-  return { ended: endOf(upstream.call(call, abort)), stop };
-}
-
-async function endOf(events: AsyncIterable<UpstreamEvent>): Promise<Ended> {
-  for await (const event of events) if (event.kind === "ended") return event;
-  throw new Error("the call has no end");
+  return { ended: endOfCall(upstream, call, abort), stop };
 }
 
 const called = (call: UpstreamCall, options?: Partial<UpstreamOptions>) => start(call, options).ended;

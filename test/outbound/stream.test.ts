@@ -56,7 +56,7 @@ function start(
     abort.aborted = true;
     abort.onAbort?.();
   };
-  const events = upstream.call(
+  const events = upstream.stream(
     {
       upstream: "up",
       model: "fake",
@@ -857,7 +857,7 @@ describe("an abort", () => {
       body: Buffer.from(plainBody),
       stream: { usage: false },
     };
-    expect(await ended(open().call(call, abort))).toEqual({ kind: "aborted", sent: false });
+    expect(await ended(open().stream(call, abort))).toEqual({ kind: "aborted", sent: false });
     expect(fake.seen).toHaveLength(0);
   });
 

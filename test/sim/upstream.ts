@@ -10,6 +10,7 @@ import type {
   UpstreamCall,
   UpstreamEvent,
 } from "../../src/core/ports.ts";
+import { endOf } from "../support/call-end.ts";
 import { completion, type StreamFate, telling } from "./answers.ts";
 
 export type Fate =
@@ -125,7 +126,8 @@ export class SimUpstream {
   /** The port as one process sees it. */
   forProcess(process: number): Upstream {
     return {
-      call: (call, abort) => this.call(process, call, abort),
+      call: (call, abort) => endOf(this.call(process, call, abort)),
+      stream: (call, abort) => this.call(process, call, abort),
       forward: () => Promise.reject(new Error("not simulated")),
       models: async () => undefined,
       schemaProblem: () => undefined,

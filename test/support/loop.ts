@@ -71,11 +71,11 @@ export class Loop {
         };
       });
     const upstream = {
-      async *call({ upstream, model, body }: LoopCall, abort: Abort) {
+      async call({ upstream, model, body }: LoopCall, abort: Abort) {
         const call = { at: clock.now(), upstream, model, body };
         calls.push(call);
         const { ms, outcome } = answer(call);
-        yield { kind: "ended", outcome: await comesTo(ms, outcome, abort) };
+        return { kind: "ended", outcome: await comesTo(ms, outcome, abort) };
       },
       schemaProblem: () => undefined,
     } as unknown as Upstream;
