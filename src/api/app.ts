@@ -139,7 +139,7 @@ function readiness({ queue }: ApiOptions): Reply {
 
 /** Without API keys, only what a web page cannot send unasked: a JSON content type needs a preflight. */
 function jsonRoute(handler: Handler): Handler {
-  return async (call, options) => {
+  return (call, options) => {
     const type = call.header("content-type") ?? "";
     if (options.jsonOnly && !/^application\/([\w.-]+\+)?json\b/i.test(type)) {
       const message = "The body must be sent with `Content-Type: application/json`.";

@@ -49,21 +49,21 @@ function drafted(endpoint: Endpoint, call: Call, bytes: Buffer, options: ApiOpti
 }
 
 /** Gives the caller of a request what it asked for. */
-export async function give(
+export function give(
   { submission, asked }: Taken,
   call: Call,
   options: ApiOptions,
 ): Promise<Reply | undefined> {
   // It is on disk now, and counted with the call that sends it.
   call.place.drop();
-  if (submission.hasGone) return undefined;
-  const applied: HeaderList = asked.preferenceApplied
-    ? [["preference-applied", asked.preferenceApplied]]
-    : [];
-  const reply = await (asked.terms.stream
+  if (submission.hasGone) return Promise.resolve(undefined);
+  const { preferenceApplied } = asked;
+  const applied: HeaderList = preferenceApplied ? [["preference-applied", preferenceApplied]] : [];
+  const told = asked.terms.stream
     ? streamTo(submission, asked, applied, call, options)
-    : adoptably(submission, call, options, () => replyTo(submission, asked, call, options)));
-  return reply && { ...reply, headers: [...reply.headers, ...applied] };
+    : adoptably(submission, call, options, () => replyTo(submission, asked, call, options));
+  if (applied.length === 0) return told;
+  return told.then((reply) => reply && { ...reply, headers: [...reply.headers, ...applied] });
 }
 
 /**
@@ -92,6 +92,9 @@ async function adoptably(
   return given.reply;
 }
 
+const final = (reply: Reply): Answer => ({ reply, isFinal: true });
+const forNow = (reply: Reply | undefined): Answer => ({ reply, isFinal: false });
+
 async function replyTo(
   submission: Submission,
   asked: Asked,
@@ -101,8 +104,6 @@ async function replyTo(
   const { queue } = options;
   const { record, line } = submission;
   const replayed = submission.kind === "replayed";
-  const final = (reply: Reply): Answer => ({ reply, isFinal: true });
-  const forNow = (reply: Reply | undefined): Answer => ({ reply, isFinal: false });
   if (!line) {
     // Who does not wait gets what it gets always, also where the answer was known before.
     const isAnswered = isTerminal(record.state) && submission.kind !== "accepted";

@@ -190,20 +190,22 @@ export class Queue {
    * disk. With `hold`, a line to the request is open before it can end.
    * @throws AppError `shutting_down`, `storage_full`, `model_not_found`, `idempotency_key_reused`, …
    */
-  async submit(draft: Draft): Promise<Submission> {
-    try {
-      const refusal = this.refusal();
-      if (refusal) throw refusal;
-      const record = this.newRecord(draft);
-      return (await this.fromCache(draft, record)) ?? (await this.accept(draft, record));
-    } catch (error) {
-      return this.knownOr(error, draft);
-    }
+  submit(draft: Draft): Promise<Submission> {
+    return this.accept(draft).catch((error) => this.knownOr(error, draft));
   }
 
-  private async accept(draft: Draft, record: RequestRecord): Promise<Submission> {
+  private async accept(draft: Draft): Promise<Submission> {
+    const refusal = this.refusal();
+    if (refusal) throw refusal;
+    const record = this.newRecord(draft);
+    const known = this.substitutes.mayKnow(draft) ? await this.fromCache(draft, record) : undefined;
+    if (known) return known;
     try {
-      const slot = this.scheduler.slotFor(record) ?? (await this.slotSoon(draft, record));
+      let slot = this.scheduler.slotFor(record);
+      if (!slot && mayWaitUnaccepted(draft)) {
+        slot = await this.scheduler.slotSoon(record);
+        this.checkStillWanted(draft, slot);
+      }
       return slot ? await this.write(draft, record, slot) : await this.writeQueued(draft, record);
     } finally {
       // Callers choose the names of models: a lane that was only looked at must not stay.
@@ -211,10 +213,17 @@ export class Queue {
     }
   }
 
+  /** @throws AppError where nothing new is taken any more; undefined where the caller has gone meanwhile */
+  private checkStillWanted(draft: Draft, slot: Slot | undefined): void {
+    const refusal = this.refusal();
+    if (!refusal && !draft.isGone?.()) return;
+    if (slot) this.scheduler.release(slot);
+    throw refusal;
+  }
+
   /** What was answered before is answered again, without a call: on a record of its own, so that it is known. */
   private async fromCache(draft: Draft, record: RequestRecord): Promise<Submission | undefined> {
-    const { idempotencyKey, hold, runAt } = draft;
-    if (runAt !== undefined) return undefined;
+    const { idempotencyKey, hold } = draft;
     const hit = await this.substitutes.cached(draft, record);
     if (!hit) return undefined;
     const now = this.world.clock.now();
@@ -260,16 +269,6 @@ export class Queue {
     const result = await this.commit({ kind: "repeat", callHash, repeats });
     if (result.status !== "adopted" && result.status !== "echoed") throw refusal;
     return this.repeated(result.status, result.current);
-  }
-
-  /** For a call that waits and cannot be known yet. @throws undefined where its caller has gone meanwhile */
-  private async slotSoon(draft: Draft, record: RequestRecord): Promise<Slot | undefined> {
-    if (!draft.hold || draft.idempotencyKey !== undefined || draft.isRetry) return undefined;
-    const slot = await this.scheduler.slotSoon(record);
-    const refusal = this.refusal();
-    if (!refusal && !draft.isGone?.()) return slot;
-    if (slot) this.scheduler.release(slot);
-    throw refusal;
   }
 
   private async write(draft: Draft, record: RequestRecord, slot?: Slot): Promise<Submission> {
@@ -611,6 +610,10 @@ export class Queue {
     return new Line(this.world.store, id, () => caller && count(-1));
   }
 }
+
+/** A call whose caller waits anyhow, and which cannot be known yet. */
+const mayWaitUnaccepted = ({ hold, idempotencyKey, isRetry }: Draft): boolean =>
+  hold && idempotencyKey === undefined && !isRetry;
 
 function keyOf({ project, endpoint, idempotencyKey }: Draft) {
   return idempotencyKey === undefined ? undefined : { project, endpoint, key: idempotencyKey };

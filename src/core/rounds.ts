@@ -168,12 +168,12 @@ export function contentParts({ head, body }: Content): Part[] {
 }
 
 /** @throws AppError `storage_full`, `storage_failed` */
-export async function commit(world: World, change: ChangeSet): Promise<CommitResult> {
-  try {
-    return await world.store.commit(change);
-  } catch (error) {
-    if (!(error instanceof StorageError)) throw error;
-    const message = "The request could not be stored; nothing was sent. Try again later.";
-    throw new AppError(error.kind === "full" ? "storage_full" : "storage_failed", message);
-  }
+export function commit({ store }: World, change: ChangeSet): Promise<CommitResult> {
+  return store.commit(change).catch(refuse);
+}
+
+function refuse(error: unknown): never {
+  if (!(error instanceof StorageError)) throw error;
+  const message = "The request could not be stored; nothing was sent. Try again later.";
+  throw new AppError(error.kind === "full" ? "storage_full" : "storage_failed", message);
 }

@@ -167,7 +167,7 @@ export class Scheduler {
    * its patience. The request is accepted when it starts, which saves the way through the queue: a third of the work,
    * when there is too much of it. Undefined where that would take too long.
    */
-  async slotSoon(record: RequestRecord): Promise<Slot | undefined> {
+  slotSoon(record: RequestRecord): Promise<Slot | undefined> | undefined {
     const { clock } = this.world;
     const lane = this.laneFor(record, clock.now());
     if (!lane || !this.isSoon(lane, record, clock.now())) return undefined;

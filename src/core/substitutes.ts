@@ -32,6 +32,14 @@ export class Substitutes {
     this.world = world;
   }
 
+  /** Whether there may be an answer without a call: only to what is asked for now, and wants to be known. */
+  mayKnow({ cache, bodyHash, content, runAt }: Wanted & { runAt?: number }): boolean {
+    return (
+      runAt === undefined &&
+      (content.head.vectors !== undefined || (cache !== undefined && bodyHash !== undefined))
+    );
+  }
+
   /** The answer to an equal request, or one whose every part is known. `record`: what the draft is about to become. */
   async cached({ cache, bodyHash, model, content }: Wanted, record: RequestRecord): Promise<Hit | undefined> {
     const now = this.world.clock.now();
