@@ -18,6 +18,7 @@ import { parseArgs } from "node:util";
 import { start } from "./lib/children.mjs";
 import { chatBody } from "./lib/load.mjs";
 import { describeMachine, peakRssMb } from "./lib/machine.mjs";
+import { startFlags } from "./lib/program.mjs";
 import { callHeaders, startUpstream } from "./lib/servers.mjs";
 import { median, round, shuffled } from "./lib/statistics.mjs";
 
@@ -51,7 +52,7 @@ async function startServer(parent, slowUrl, quickUrl, maxConcurrency) {
     `[upstreams.quick]\nbase_url = "${quickUrl}/v1"`,
   ];
   writeFileSync(join(dir, "outlast.toml"), toml.join("\n"));
-  const args = [resolve(values.product), "serve", "--port", "0"];
+  const args = [...startFlags(), resolve(values.product), "serve", "--port", "0"];
   return start({ name: "outlast", dir, command: process.execPath, args, ready: listening });
 }
 

@@ -232,21 +232,12 @@ export class Attempts {
       feedback,
       keepSent: record.terms.store === "all",
     };
-    if (stream) call.stream = { usage: record.terms.stream?.usage ?? false, identity: stream.feed.identity };
     const cancelTimers = this.limit(run);
-    let ended: CallEnd = { kind: "ended", outcome: { kind: "aborted", sent: true } };
+    let ended: CallEnd;
     try {
       const waitMs = this.waitForPlaceMs(run);
       if (waitMs > 0) await this.placeFor(run, waitMs);
-      if (!stream) ended = await this.world.upstream.call(call, abort);
-      else
-        for await (const event of this.world.upstream.stream(call, abort)) {
-          if (event.kind === "ended") ended = event;
-          else {
-            const room = this.hear(run, stream, event);
-            if (room) await room;
-          }
-        }
+      ended = await (stream ? this.read(run, stream, call) : this.world.upstream.call(call, abort));
     } finally {
       cancelTimers();
     }
@@ -256,7 +247,22 @@ export class Attempts {
     return run.recall ? { ...ended, outcome: run.recall.wholeOf(outcome) } : ended;
   }
 
-  /** How long until limits let the call through, in ms; they did when its start was handed to the disk. */
+  /** Reads an answer that comes as a stream. */
+  private async read(run: Run, stream: Streaming, call: UpstreamCall): Promise<CallEnd> {
+    const { record, abort } = run;
+    const wish = { usage: record.terms.stream?.usage ?? false, identity: stream.feed.identity };
+    for await (const event of this.world.upstream.stream(call, wish, abort)) {
+      if (event.kind === "ended") return event;
+      const room = this.hear(run, stream, event);
+      if (room) await room;
+    }
+    return { kind: "ended", outcome: { kind: "aborted", sent: true } };
+  }
+
+  /**
+   * Limits count the call from now on. Told is how long until they let it through, in ms; they did when its start was
+   * handed to the disk.
+   */
   private waitForPlaceMs({ slot }: Run): number {
     const now = this.world.clock.now();
     return this.lanes.sending(slot, now) - now;

@@ -263,13 +263,11 @@ export interface UpstreamCall {
   path: string;
   headers: [string, string][];
   body: Uint8Array;
-  /** The answer is wanted as a stream. */
-  stream?: StreamWish;
   /** What the answer is measured by. */
   checks?: Checks;
   /** Messages, as JSON texts, to be added behind those of the body. */
   feedback?: string[];
-  /** What is sent is told with the end: see `UpstreamEvent`. */
+  /** What is sent is told with the end: see `CallEnd`. */
   keepSent?: boolean;
 }
 
@@ -413,8 +411,8 @@ export interface Abort {
 export interface Upstream {
   /** Makes a call, and resolves with its end, whatever that is. */
   call(call: UpstreamCall, abort: Abort): Promise<CallEnd>;
-  /** Makes a call whose answer is wanted as a stream (`call.stream`); its end is the last event. */
-  stream(call: UpstreamCall, abort: Abort): AsyncIterable<UpstreamEvent>;
+  /** Makes a call whose answer is wanted as a stream; its end is the last event. */
+  stream(call: UpstreamCall, wish: StreamWish, abort: Abort): AsyncIterable<UpstreamEvent>;
   forward(call: ForwardCall, abort: Abort): Promise<ForwardReply>;
   /** The models that an upstream lists, or undefined where it could not be asked. */
   models(upstream: string): Promise<string[] | undefined>;

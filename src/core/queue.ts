@@ -203,7 +203,8 @@ export class Queue {
     try {
       let slot = this.scheduler.slotFor(record);
       if (!slot && mayWaitUnaccepted(draft)) {
-        slot = await this.scheduler.slotSoon(record);
+        const soon = this.scheduler.slotSoon(record);
+        if (soon) slot = await soon;
         this.checkStillWanted(draft, slot);
       }
       return slot ? await this.write(draft, record, slot) : await this.writeQueued(draft, record);

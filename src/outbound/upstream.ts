@@ -11,6 +11,7 @@ import type {
   Exchange,
   ForwardCall,
   ForwardReply,
+  StreamWish,
   Upstream,
   UpstreamCall,
   UpstreamEvent,
@@ -81,9 +82,9 @@ export function createUpstream(
       const found = endpoint(call.upstream);
       return callPlain(found, call, readingOf(found, call), abort, clock);
     },
-    stream(call, abort) {
+    stream(call, wish, abort) {
       const found = endpoint(call.upstream);
-      return stream(found, call, readingOf(found, call), abort, clock);
+      return streamed(found, call, wish, readingOf(found, call), abort, clock);
     },
     forward: (call, abort) => forward(endpoint(call.upstream), call, abort, timeouts.attemptMs),
     models: (name) => listModels(endpoint(name), clock),
@@ -143,15 +144,15 @@ function callPlain(
   });
 }
 
-function stream(
+function streamed(
   endpoint: Endpoint,
   call: UpstreamCall,
+  wish: StreamWish,
   reading: Reading,
   abort: Abort,
   clock: Clock,
 ): AsyncIterable<UpstreamEvent> {
   const body = bodyOf(call.body, call);
-  const wish = call.stream ?? { usage: false };
   const keep = call.keepSent ? (sent: Uint8Array) => sentBy(endpoint, call, sent) : undefined;
   const send = (text: Uint8Array, handler: Dispatcher.DispatchHandler) =>
     dispatch(endpoint, call, text, handler);

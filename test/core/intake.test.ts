@@ -516,7 +516,7 @@ test("an answer that waits for room on a full disk does not hold up a stop", asy
   const said: string[] = [];
   const upstream: Pick<Upstream, "stream"> = {
     // All of it has come before the stop.
-    async *stream(_call, abort) {
+    async *stream(_call, _wish, abort) {
       for (const letter of ["a", "b", "c", "d", "e", "f"]) {
         said.push(letter);
         yield { kind: "chunks", chunks: [asChunk(textChunk(letter.repeat(300_000)))] };

@@ -480,7 +480,8 @@ describe("whose turn it is", () => {
     const ids = [await submit(outlast)];
     await first.arrived;
     for (let i = 0; i < 3; i++) ids.push(await submit(outlast, {}, says("async")));
-    const call = outlast.post(path, { ...hello, ...says("held") });
+    // With a key it is queued, and so heard of, before it has its turn.
+    const call = outlast.post(path, { ...hello, ...says("held") }, { "idempotency-key": "k" });
     await outlast.ear.event("accepted", ({ id }) => !ids.includes(id));
     first.release();
     expect((await call).status).toBe(200);

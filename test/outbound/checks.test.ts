@@ -1,10 +1,10 @@
 /** What recorded calls are told about their answers, over real sockets: findings, verdicts, and the way back. */
 
 import { afterEach, beforeEach, describe, expect, it, test } from "vitest";
-import type { Checks, UpstreamCall } from "../../src/core/ports.ts";
+import type { Checks } from "../../src/core/ports.ts";
 import type { Problem } from "../../src/core/request.ts";
 import { createUpstream } from "../../src/outbound/upstream.ts";
-import { endOfCall } from "../support/call-end.ts";
+import { type EitherCall, endOfCall } from "../support/call-end.ts";
 import { HandClock } from "../support/clock.ts";
 import { answer, deltas, type FakeUpstream, fail, startFake, stream } from "../support/fake-upstream.ts";
 
@@ -23,9 +23,9 @@ afterEach(async () => {
 
 const chatBody = '{"model":"fake","messages":[{"role":"user","content":"hi"}]}';
 
-async function called(call: Partial<UpstreamCall> & { text?: string } = {}) {
+async function called(call: Partial<EitherCall> & { text?: string } = {}) {
   const { text = chatBody, ...more } = call;
-  const whole: UpstreamCall = {
+  const whole: EitherCall = {
     upstream: "up",
     model: "fake",
     askedModel: "fake",
@@ -59,7 +59,7 @@ describe.each([
   ["an answer in place of a stream", streamed, (text: string) => answer({ text })],
   ["a stream", streamed, (text: string) => stream(deltas(text.slice(0, 3), text.slice(3)))],
 ])("%s", (_, how, says) => {
-  const facts = async (text: string, more: Partial<UpstreamCall> = {}) => {
+  const facts = async (text: string, more: Partial<EitherCall> = {}) => {
     fake.script(says(text));
     return (await called({ ...how, ...more })).facts;
   };

@@ -1,9 +1,9 @@
 /** What is told of a call beside its outcome: when it had a connection, and what was sent, without its secrets. */
 
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
-import type { Abort, UpstreamCall } from "../../src/core/ports.ts";
+import type { Abort } from "../../src/core/ports.ts";
 import { createUpstream, type UpstreamOptions } from "../../src/outbound/upstream.ts";
-import { endOfCall } from "../support/call-end.ts";
+import { type EitherCall, endOfCall } from "../support/call-end.ts";
 import { HandClock } from "../support/clock.ts";
 import {
   answer,
@@ -34,7 +34,7 @@ afterEach(async () => {
   await fake.close();
 });
 
-const plain: UpstreamCall = {
+const plain: EitherCall = {
   upstream: "up",
   model: "fake",
   askedModel: "fake",
@@ -44,17 +44,17 @@ const plain: UpstreamCall = {
   body: Buffer.from('{"model":"fake","messages":[]}'),
   keepSent: true,
 };
-const streamed: UpstreamCall = {
+const streamed: EitherCall = {
   ...plain,
   body: Buffer.from('{"model":"fake","messages":[],"stream":true}'),
   stream: { usage: false },
 };
-const kinds: [string, UpstreamCall][] = [
+const kinds: [string, EitherCall][] = [
   ["a plain call", plain],
   ["a stream", streamed],
 ];
 
-function start(call: UpstreamCall, options: Partial<UpstreamOptions> = {}) {
+function start(call: EitherCall, options: Partial<UpstreamOptions> = {}) {
   const upstream = createUpstream(
     [{ name: "up", baseUrl: fake.baseUrl, headers: {}, maxConcurrency: 2, ...options }],
     { connectMs: 5000, attemptMs: 5000 },
@@ -69,9 +69,9 @@ function start(call: UpstreamCall, options: Partial<UpstreamOptions> = {}) {
   return { ended: endOfCall(upstream, call, abort), stop };
 }
 
-const called = (call: UpstreamCall, options?: Partial<UpstreamOptions>) => start(call, options).ended;
+const called = (call: EitherCall, options?: Partial<UpstreamOptions>) => start(call, options).ended;
 const textOf = (bytes: Uint8Array | undefined) => bytes && Buffer.from(bytes).toString();
-const sentTo = async (call: Partial<UpstreamCall>, options?: Partial<UpstreamOptions>) =>
+const sentTo = async (call: Partial<EitherCall>, options?: Partial<UpstreamOptions>) =>
   (await called({ ...plain, ...call }, options)).sent!;
 
 describe.each(kinds)("%s", (_, call) => {
@@ -233,7 +233,7 @@ describe("what is received", () => {
   const options = { apiKey: "sk-upstream-key" };
   const headers = { "x-debug": secrets, "x-trace": "abc" };
 
-  test.each<[string, UpstreamCall, Step]>([
+  test.each<[string, EitherCall, Step]>([
     ["a page with status 200", plain, answer({ body: `<p>${secrets}</p>`, headers })],
     ["a page in place of a stream", streamed, answer({ body: `<p>${secrets}</p>`, headers })],
     ["nonsense in a stream", streamed, stream([`no chunk: ${secrets}`], { headers })],

@@ -65,8 +65,8 @@ function start(
       path: "/chat/completions",
       headers: [["content-type", "application/json"]],
       body: Buffer.from(body),
-      stream: wish,
     },
+    wish,
     abort,
   );
   return { events, stop };
@@ -855,9 +855,11 @@ describe("an abort", () => {
       path: "/x",
       headers: [] as [string, string][],
       body: Buffer.from(plainBody),
-      stream: { usage: false },
     };
-    expect(await ended(open().stream(call, abort))).toEqual({ kind: "aborted", sent: false });
+    expect(await ended(open().stream(call, { usage: false }, abort))).toEqual({
+      kind: "aborted",
+      sent: false,
+    });
     expect(fake.seen).toHaveLength(0);
   });
 

@@ -127,14 +127,19 @@ export class SimUpstream {
   forProcess(process: number): Upstream {
     return {
       call: (call, abort) => endOf(this.call(process, call, abort)),
-      stream: (call, abort) => this.call(process, call, abort),
+      stream: (call, wish, abort) => this.call(process, call, abort, wish),
       forward: () => Promise.reject(new Error("not simulated")),
       models: async () => undefined,
       schemaProblem: () => undefined,
     };
   }
 
-  private async *call(process: number, call: UpstreamCall, abort: Abort): AsyncGenerator<UpstreamEvent> {
+  private async *call(
+    process: number,
+    call: UpstreamCall,
+    abort: Abort,
+    wish?: StreamWish,
+  ): AsyncGenerator<UpstreamEvent> {
     const fate = this.weather.fate(this.clock.now());
     const { nonce, tokens = { prompt: 1, output: 1 } } = JSON.parse(decoder.decode(call.body)) as SimBody;
     const { upstream } = call;
@@ -155,8 +160,8 @@ export class SimUpstream {
     if (fate !== "unreachable") Object.assign(entry, this.weather.provider?.begin(entry));
     let outcome = await this.outcome(entry, abort);
     // What was to be answered is told.
-    if (call.stream && entry.fate === "answer" && outcome.kind === "response" && outcome.status === 200)
-      outcome = yield* this.tell(entry, call.stream, abort);
+    if (wish && entry.fate === "answer" && outcome.kind === "response" && outcome.status === 200)
+      outcome = yield* this.tell(entry, wish, abort);
     entry.over = true;
     const key = `${process} ${upstream}`;
     this.inFlight.set(key, this.inFlight.get(key)! - 1);

@@ -113,19 +113,18 @@ export class SqliteStore implements Store, FlowStore, CacheStore, LedgerStore {
 
   commit(change: ChangeSet): Promise<CommitResult> {
     if (noted.has(change.kind)) this.search.note();
-    return this.write(opOf(change), change);
+    // What cannot be written is a rejection as any other.
+    return new Promise((resolve, reject) => this.enqueue({ change, op: opOf(change), resolve, reject }));
   }
 
   private async file(filed: Filed): Promise<void> {
-    await this.write(filed);
+    await new Promise<CommitResult>((resolve, reject) => this.enqueue({ op: filed, resolve, reject }));
   }
 
-  private write(op: Op, change?: ChangeSet): Promise<CommitResult> {
-    if (this.closed) return Promise.reject(closedError());
-    return new Promise((resolve, reject) => {
-      this.pending.push({ change, op, resolve, reject });
-      this.arm();
-    });
+  private enqueue(pending: Pending): void {
+    if (this.closed) return pending.reject(closedError());
+    this.pending.push(pending);
+    this.arm();
   }
 
   answered(id: string): void {
