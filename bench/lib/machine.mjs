@@ -51,26 +51,35 @@ export function cpuSecondsOf(roots) {
   return [...pids].reduce((sum, pid) => sum + (all.get(pid)?.cpuSeconds ?? 0), 0);
 }
 
-/** Less than this share of a core is quiet. */
+/** So much of a core more than when there is nothing to do is quiet still. */
 const quietShare = 0.1;
 const lookMs = 250;
-const quietLimitMs = 120_000;
+const quietLimitMs = 60_000;
+
+/** Which share of a core these processes use now: before any load, what they use for looking whether there is work. */
+export async function idleShare(pids) {
+  const before = cpuSecondsOf(pids);
+  await pause(4 * lookMs);
+  return (cpuSecondsOf(pids) - before) / ((4 * lookMs) / 1000);
+}
 
 /**
- * Waits until these processes have done what they left for later: it would be taken from whoever is measured next.
+ * Waits until these processes have done what they left for later, for a minute at most: it would be taken from whoever
+ * is measured next.
  *
- * @returns the CPU seconds that they have used for it
+ * @param idle their `idleShare`; it may be half as much again when they have a history
+ * @returns the CPU seconds that they have used meanwhile
  */
-export async function untilQuiet(pids) {
+export async function untilQuiet(pids, idle = 0) {
+  const quietSeconds = ((1.5 * idle + quietShare) * lookMs) / 1000;
   const begun = cpuSecondsOf(pids);
   const giveUpAt = performance.now() + quietLimitMs;
-  for (let before = begun; performance.now() < giveUpAt; ) {
+  for (let before = begun; ; ) {
     await pause(lookMs);
     const now = cpuSecondsOf(pids);
-    if (now - before < (quietShare * lookMs) / 1000) return now - begun;
+    if (now - before < quietSeconds || performance.now() > giveUpAt) return now - begun;
     before = now;
   }
-  throw new Error(`A server was still busy ${quietLimitMs / 1000} s after its load.`);
 }
 
 /**

@@ -165,7 +165,7 @@ export class Scheduler {
   /**
    * The same for a caller who waits anyhow, and who is held up by nothing but others: its turn, if it comes within
    * its patience. The request is accepted when it starts, which saves the way through the queue: a third of the work,
-   * when there is too much of it. Undefined where that would take too long.
+   * when there is too much of it. Undefined at once where that will take too long, or later where it did.
    */
   slotSoon(record: RequestRecord): Promise<Slot | undefined> | undefined {
     const { clock } = this.world;
