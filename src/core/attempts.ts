@@ -35,6 +35,7 @@ import { type Backoff, classify, decide, decideInterrupted, type Reading } from 
 import type { Opening } from "./routing.ts";
 import { Table } from "./table.ts";
 import { estimatedUsage, type Usage, usageOf } from "./token-estimate.ts";
+import { utf8 } from "./utf8.ts";
 import { Recall, type VectorPlan } from "./vectors.ts";
 
 export interface AttemptSettings {
@@ -112,7 +113,6 @@ interface Streaming {
 
 const storageRetryMs = 250;
 const shortestShareMs = 60_000;
-const encoder = new TextEncoder();
 
 export class Attempts {
   private readonly running = new Table<string, Run>();
@@ -554,7 +554,7 @@ function partsOf(called: CallEnd, { feedback }: Reading, { record }: Transition)
   if (isTerminal(record.state)) {
     if (outcome.kind === "response") parts.push(...answerParts(outcome));
   } else if (feedback) {
-    parts.push({ kind: "head", seq: record.attempt, bytes: encoder.encode(JSON.stringify(feedback)) });
+    parts.push({ kind: "head", seq: record.attempt, bytes: utf8(JSON.stringify(feedback)) });
   }
   return parts.length > 0 ? parts : undefined;
 }
@@ -576,7 +576,7 @@ const responseOf = ({ status, headers, body }: Response): Exchange => ({
 
 /** The upstream's answer as it came: status and headers as JSON, the body byte for byte. */
 function answerParts({ status, headers, body }: Response): Part[] {
-  const head = encoder.encode(JSON.stringify({ status, headers }));
+  const head = utf8(JSON.stringify({ status, headers }));
   return [
     { kind: "answer_head", seq: 0, bytes: head },
     { kind: "answer", seq: 0, bytes: body },

@@ -1,15 +1,15 @@
 /** What an attempt has sent, and what it got, as it is kept: a line of JSON, and behind it the body byte for byte. */
 
 import type { Exchange, ExchangeHead, Part } from "./ports.ts";
+import { utf8 } from "./utf8.ts";
 
-const encoder = new TextEncoder();
 const decoder = new TextDecoder();
 const newline = 10;
 
 /** @param attempt the number of the attempt */
 export function exchangePart(kind: "sent" | "received", attempt: number, { head, body }: Exchange): Part {
   // JSON has no line breaks but those that it is laid out with.
-  const line = encoder.encode(`${JSON.stringify(head)}\n`);
+  const line = utf8(`${JSON.stringify(head)}\n`);
   const bytes = new Uint8Array(line.byteLength + body.byteLength);
   bytes.set(line);
   bytes.set(body, line.byteLength);

@@ -9,6 +9,7 @@ import { GrowingText } from "./growing-text.ts";
 import type { Chunk, EventsWritten, Identity, Observer, World } from "./ports.ts";
 import type { Expectation, RequestRecord } from "./request.ts";
 import { Table } from "./table.ts";
+import { utf8 } from "./utf8.ts";
 
 /** Who reads a feed as it grows. */
 export interface FeedListener {
@@ -33,7 +34,6 @@ const lookEveryMs = 30;
 /** Where the disk is slower than the answer, the answer waits. */
 const tailMaxBytes = 1024 * 1024;
 const loadBytes = 256 * 1024;
-const encoder = new TextEncoder();
 const decoder = new TextDecoder();
 
 export class Feed {
@@ -231,7 +231,7 @@ export class Feed {
       if (this.hasRoom) this.release();
       for (const listener of this.listeners) listener.committed(after, data);
     };
-    return { events: { after, bytes: encoder.encode(data.join("\n")), anew }, written };
+    return { events: { after, bytes: utf8(data.join("\n")), anew }, written };
   }
 }
 

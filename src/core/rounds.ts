@@ -15,6 +15,7 @@ import {
 } from "./request.ts";
 import { drawOf, laneOf, nextTarget, type RouteTable, targetsFor } from "./routing.ts";
 import type { Scheduler } from "./scheduler.ts";
+import { utf8 } from "./utf8.ts";
 
 /** A body in place of the one before, and what was read from it. */
 export interface ChangedContent {
@@ -41,8 +42,6 @@ export interface RoundSettings {
   /** For rounds that nobody waits for on the line. */
   comeBack: { maxAttempts: number; deadlineMs: number };
 }
-
-const encoder = new TextEncoder();
 
 export class Rounds {
   private readonly world: World;
@@ -162,7 +161,7 @@ export const bodiesErased = (requestId: string): AppError =>
 /** The parts that go with a request when it is accepted. */
 export function contentParts({ head, body }: Content): Part[] {
   return [
-    { kind: "head", seq: 0, bytes: encoder.encode(JSON.stringify(head)) },
+    { kind: "head", seq: 0, bytes: utf8(JSON.stringify(head)) },
     { kind: "body", seq: 0, bytes: body },
   ];
 }

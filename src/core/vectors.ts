@@ -2,6 +2,7 @@
 
 import { cutInputs, join, split } from "./embeddings.ts";
 import type { CacheStore, Outcome, Part, Vector } from "./ports.ts";
+import { utf8 } from "./utf8.ts";
 
 /** Where the answer to each input would be found, in their order. */
 export interface VectorPlan {
@@ -12,7 +13,6 @@ export interface VectorPlan {
 
 // Every byte stays: bodies with anything but UTF-8 are never taken apart.
 const decoder = new TextDecoder("utf-8", { ignoreBOM: true });
-const encoder = new TextEncoder();
 
 /** Targets may know a model by the same name and mean another one: vectors of two must never meet in an answer. */
 const scopeOf = (project: string, lane: string): string => `${project} ${lane}`;
@@ -45,7 +45,7 @@ export class Recall {
   /** The body with those inputs that are not known. All of them, where all are: an attempt is a call. */
   bodyOf(body: Uint8Array): Uint8Array {
     if (!this.isCut) return body;
-    return encoder.encode(cutInputs(decoder.decode(body), this.missing));
+    return utf8(cutInputs(decoder.decode(body), this.missing));
   }
 
   /** Whether only a part of the inputs is asked for. */
@@ -71,15 +71,15 @@ export class Recall {
     this.fresh = fresh;
     for (const [i, vector] of fresh.entries()) vectors[asked[i]!] = vector;
     if (asked.length === vectors.length) return outcome;
-    return { ...outcome, body: encoder.encode(join(text, vectors as string[], "")) };
+    return { ...outcome, body: utf8(join(text, vectors as string[], "")) };
   }
 
   /** The answer where everything is known. @param model what it calls itself */
   answer(model: string): Part[] {
     const head = { status: 200, headers: [["content-type", "application/json"]] };
     return [
-      { kind: "answer_head", seq: 0, bytes: encoder.encode(JSON.stringify(head)) },
-      { kind: "answer", seq: 0, bytes: encoder.encode(join(undefined, this.vectors as string[], model)) },
+      { kind: "answer_head", seq: 0, bytes: utf8(JSON.stringify(head)) },
+      { kind: "answer", seq: 0, bytes: utf8(join(undefined, this.vectors as string[], model)) },
     ];
   }
 
@@ -89,7 +89,7 @@ export class Recall {
     return this.fresh.map((vector, i) => ({
       project: scopeOf(project, lane),
       hash: this.hashes[places[i]!]!,
-      bytes: encoder.encode(vector),
+      bytes: utf8(vector),
       createdAt,
     }));
   }

@@ -14,10 +14,10 @@ import * as rows from "./rows.ts";
 import { type TallyRow, tallyRow } from "./usage.ts";
 
 /** Number of the event before, bytes, and whether what was recorded before is dropped. */
-type EventsRow<B> = [after: number, bytes: B, anew: boolean];
+export type EventsRow<B = Uint8Array> = [after: number, bytes: B, anew: boolean];
 
 /** Project, hash as hex, when it was created, and bytes. */
-type VectorRow<B> = [project: string, hash: string, createdAt: number, bytes: B];
+export type VectorRow<B = Uint8Array> = [project: string, hash: string, createdAt: number, bytes: B];
 
 /** What a transaction has to add up for a request as it is from now on. */
 interface Accounts {
@@ -29,7 +29,7 @@ interface Accounts {
   tallies: TallyRow[];
 }
 
-interface AcceptOp<B> extends Accounts {
+export interface AcceptOp extends Accounts {
   kind: "accept";
   id: string;
   createdAt: number;
@@ -39,10 +39,10 @@ interface AcceptOp<B> extends Accounts {
   key?: { project: string; endpoint: string; key: string };
   callHash?: string;
   repeats?: Repeats;
-  parts: PartRow<B>[];
+  parts: PartRow[];
 }
 
-interface ChangeOp<B> extends Accounts {
+export interface ChangeOp extends Accounts {
   kind: "change";
   id: string;
   /** Values of `changingColumns`. */
@@ -58,31 +58,31 @@ interface ChangeOp<B> extends Accounts {
   attempt?: rows.Value[];
   keepThrottled?: number;
   dropAnswer?: boolean;
-  parts: PartRow<B>[];
-  events?: EventsRow<B>;
-  vectors?: VectorRow<B>[];
+  parts: PartRow[];
+  events?: EventsRow;
+  vectors?: VectorRow[];
 }
 
-interface EventsOp<B> {
+export interface EventsOp {
   kind: "events";
   id: string;
   /** As in `ChangeOp` without a round. */
   fence: rows.Value[];
   /** Value of its column. */
   forks: rows.Value;
-  events: EventsRow<B>;
+  events: EventsRow;
 }
 
 /** The librarian has looked through these requests as their rounds left them. `packs`: their parts, see pack.ts. */
-interface FiledOp<B> {
+export interface FiledOp {
   kind: "filed";
   seqs: [requestSeq: number, round: number][];
-  packs: [requestSeq: number, bytes: B][];
+  packs: [requestSeq: number, bytes: Uint8Array][];
 }
 
-type Mark = Exclude<ChangeSet, { kind: "accept" | "change" | "events" }>;
+export type Mark = Exclude<ChangeSet, { kind: "accept" | "change" | "events" }>;
 
-export type Op<B = Uint8Array> = AcceptOp<B> | ChangeOp<B> | EventsOp<B> | FiledOp<B> | Mark;
+export type Op = AcceptOp | ChangeOp | EventsOp | FiledOp | Mark;
 
 export function opOf(change: ChangeSet): Op {
   switch (change.kind) {
@@ -103,7 +103,7 @@ function acceptOp({
   tallies,
   key,
   repeats,
-}: Extract<ChangeSet, { kind: "accept" }>): AcceptOp<Uint8Array> {
+}: Extract<ChangeSet, { kind: "accept" }>): AcceptOp {
   const { id, project, createdAt, callHash } = record;
   return {
     kind: "accept",
@@ -126,7 +126,7 @@ function changeOp({
   events,
   dropAnswer,
   vectors,
-}: Extract<ChangeSet, { kind: "change" }>): ChangeOp<Uint8Array> {
+}: Extract<ChangeSet, { kind: "change" }>): ChangeOp {
   const { expect, record, attempt, keepThrottled } = transition;
   const isRound = record.round !== expect.round;
   const fence = fenceOf(expect);
@@ -154,12 +154,7 @@ const accounts = (record: RequestRecord, tallies: Tally[] = []): Accounts => ({
   tallies: tallies.map(tallyRow),
 });
 
-function eventsOp({
-  id,
-  expect,
-  forks,
-  events,
-}: Extract<ChangeSet, { kind: "events" }>): EventsOp<Uint8Array> {
+function eventsOp({ id, expect, forks, events }: Extract<ChangeSet, { kind: "events" }>): EventsOp {
   return {
     kind: "events",
     id,
@@ -177,126 +172,33 @@ const fenceOf = ({ state, attempt, round, owner }: Expectation): rows.Value[] =>
   owner?.epoch ?? null,
 ];
 
-const eventsRow = ({ after, bytes, anew }: EventsWritten): EventsRow<Uint8Array> => [after, bytes, anew];
-const vectorRow = ({ project, hash, createdAt, bytes }: Vector): VectorRow<Uint8Array> => [
+const eventsRow = ({ after, bytes, anew }: EventsWritten): EventsRow => [after, bytes, anew];
+const vectorRow = ({ project, hash, createdAt, bytes }: Vector): VectorRow => [
   project,
   hash,
   createdAt,
   bytes,
 ];
 
-/** Operations on their way, with all their bytes in one buffer that is handed over and not copied. */
-export interface Parcel {
-  ops: (Op<number> | Listed)[];
-  bytes: ArrayBuffer;
-}
-
-/** The members of an operation without their names, which would cost as much again on both sides of a thread. */
-type Listed = unknown[];
-
-/** In what order the operations that every request needs are listed, the kind first. */
-const members = {
-  accept: [
-    "kind",
-    ...["id", "createdAt", "labels", "row", "key", "callHash", "repeats", "parts"],
-    ...["facet", "isLive", "isEnded", "tallies"],
-  ],
-  change: [
-    "kind",
-    ...[
-      "id",
-      "row",
-      "round",
-      "fence",
-      "attempt",
-      "keepThrottled",
-      "dropAnswer",
-      "parts",
-      "events",
-      "vectors",
-    ],
-    ...["facet", "isLive", "isEnded", "tallies"],
-  ],
-  events: ["kind", "id", "fence", "forks", "events"],
-};
-
-export function pack(ops: Op[]): Parcel {
-  let size = 0;
-  for (const op of ops) size += sizeOf(op);
-  const all = new Uint8Array(size);
-  let at = 0;
-  const put = (bytes: Uint8Array): number => {
-    all.set(bytes, at);
-    at += bytes.byteLength;
-    return bytes.byteLength;
-  };
-  return { ops: each(ops, (op) => listed(withBytes(op, put))), bytes: all.buffer };
-}
-
-export function unpack({ ops, bytes }: Parcel): Op[] {
-  let at = 0;
-  const take = (size: number): Uint8Array => {
-    at += size;
-    return new Uint8Array(bytes, at - size, size);
-  };
-  return each(ops, (op) => withBytes(unlisted(op), take));
-}
-
-function listed(op: Op<number>): Op<number> | Listed {
-  if (op.kind !== "accept" && op.kind !== "change" && op.kind !== "events") return op;
-  const values = op as unknown as Record<string, unknown>;
-  return each(members[op.kind], (name) => values[name]);
-}
-
-function unlisted(op: Op<number> | Listed): Op<number> {
-  if (!Array.isArray(op)) return op;
-  const values: Record<string, unknown> = {};
-  for (const [i, name] of members[op[0] as keyof typeof members].entries()) values[name] = op[i];
-  return values as unknown as Op<number>;
-}
-
-/** As `map`, whose results optimised code marks as lists with holes, which cross a thread at half the speed. */
-function each<A, B>(list: readonly A[], form: (one: A) => B): B[] {
-  const formed: B[] = [];
-  for (const one of list) formed.push(form(one));
-  return formed;
-}
-
-/** An operation with its bytes in another form, which are come by in the same order both ways. */
-function withBytes<A, B>(op: Op<A>, form: (bytes: A) => B): Op<B> {
-  const eventsIn = ([after, bytes, anew]: EventsRow<A>): EventsRow<B> => [after, form(bytes), anew];
-  const partsIn = (parts: PartRow<A>[]) =>
-    each(parts, ([kind, seq, codec, bytes]): PartRow<B> => [kind, seq, codec, form(bytes)]);
-  const vectorsIn = (vectors: VectorRow<A>[]) =>
-    each(
-      vectors,
-      ([project, hash, createdAt, bytes]): VectorRow<B> => [project, hash, createdAt, form(bytes)],
-    );
+/** How many bytes an operation has beside its values. */
+export function sizeOf(op: Op): number {
   switch (op.kind) {
-    case "events":
-      return { ...op, events: eventsIn(op.events) };
-    case "change":
-      return {
-        ...op,
-        parts: partsIn(op.parts),
-        events: op.events && eventsIn(op.events),
-        vectors: op.vectors && vectorsIn(op.vectors),
-      };
     case "accept":
-      return { ...op, parts: partsIn(op.parts) };
+      return bytesIn(op.parts);
+    case "change":
+      return bytesIn(op.parts) + (op.events?.[1].byteLength ?? 0) + bytesIn(op.vectors ?? []);
+    case "events":
+      return op.events[1].byteLength;
     case "filed":
-      return { ...op, packs: each(op.packs, ([seq, bytes]) => [seq, form(bytes)]) };
+      return op.packs.reduce((sum, [, bytes]) => sum + bytes.byteLength, 0);
     default:
-      return op;
+      return 0;
   }
 }
 
-/** How many bytes an operation has beside its values. */
-export function sizeOf(op: Op): number {
+/** The bytes stand fourth, in parts as in vectors. */
+function bytesIn(rows: readonly (PartRow | VectorRow)[]): number {
   let size = 0;
-  if ("parts" in op) for (const [, , , bytes] of op.parts) size += bytes.byteLength;
-  if ("events" in op && op.events) size += op.events[1].byteLength;
-  if ("vectors" in op && op.vectors) for (const [, , , bytes] of op.vectors) size += bytes.byteLength;
-  if ("packs" in op) for (const [, bytes] of op.packs) size += bytes.byteLength;
+  for (const row of rows) size += row[3].byteLength;
   return size;
 }

@@ -23,7 +23,8 @@ import type {
 import { Watchers } from "../watchers.ts";
 import type { Reads } from "./engine.ts";
 import type { Filed } from "./librarian.ts";
-import { type Op, opOf, pack, sizeOf } from "./op.ts";
+import { type Op, opOf, sizeOf } from "./op.ts";
+import { pack } from "./parcel.ts";
 import { Search } from "./search.ts";
 import { faultError, Thread } from "./thread.ts";
 

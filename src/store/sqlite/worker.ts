@@ -9,7 +9,7 @@ import type { CommitResult } from "../../core/ports.ts";
 import { diskErrorKind, Engine, type Reads } from "./engine.ts";
 import type { LibrarianAsks, LibrarianOptions } from "./librarian.ts";
 import { lockFile } from "./lock.ts";
-import { type Parcel, unpack } from "./op.ts";
+import { type Parcel, unpack } from "./parcel.ts";
 
 export type WorkerData =
   | { role: "writer"; path: string; node: string; now: number; synchronous: "FULL" | "NORMAL" }
