@@ -154,9 +154,9 @@ export class SqliteStore implements Store, FlowStore, CacheStore, LedgerStore {
   counts: LedgerStore["counts"] = (filter, by) => this.survey("counts", filter, by);
   deadLetters: LedgerStore["deadLetters"] = (filter, limit) => this.survey("deadLetters", filter, limit);
   usage: LedgerStore["usage"] = (query) => this.survey("usage", query);
-  erasable: LedgerStore["erasable"] = (query) => this.survey("erasable", query);
-  unwanted: LedgerStore["unwanted"] = (...query) => this.survey("unwanted", ...query);
-  size: LedgerStore["size"] = () => this.survey("size");
+  erasable: LedgerStore["erasable"] = (query) => this.read("erasable", query);
+  unwanted: LedgerStore["unwanted"] = (...query) => this.read("unwanted", ...query);
+  size: LedgerStore["size"] = () => this.read("size");
   bulk: LedgerStore["bulk"] = (id) => this.read("bulk", id);
   bulkByKey: LedgerStore["bulkByKey"] = (project, key) => this.read("bulkByKey", project, key);
   bulks: LedgerStore["bulks"] = (query) => this.read("bulks", query);
