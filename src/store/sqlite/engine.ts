@@ -10,7 +10,6 @@ import type {
   PartKind,
   ReadyGroup,
   RecentCall,
-  Repeats,
   Vector,
 } from "../../core/ports.ts";
 import {
@@ -19,13 +18,13 @@ import {
   type Owner,
   type Priority,
   type RequestRecord,
-  reasonsInVain,
 } from "../../core/request.ts";
 import { Table } from "../../core/table.ts";
 import { busyMs } from "./connection.ts";
 import { Facets } from "./facets.ts";
+import { HeldTable, notHeld } from "./held.ts";
 import { labelNumber } from "./label-number.ts";
-import { Ledger, notHeld } from "./ledger.ts";
+import { Ledger } from "./ledger.ts";
 import { type Op, opOf } from "./op.ts";
 import { unpacked } from "./pack.ts";
 import { type PartRow, PartTable, partRows, partsIn, rowKinds, type StoredPart } from "./parts.ts";
@@ -84,9 +83,6 @@ const applied: CommitResult = { status: "applied" };
 
 const stateAt = rows.changingColumns.indexOf("state");
 const endedAtAt = rows.changingColumns.indexOf("ended_at");
-/** So many are remembered, and looked up otherwise. */
-const heldSeqsMax = 10_000;
-
 const acceptColumns = [...rows.fixedColumns, ...rows.roundColumns, ...rows.changingColumns];
 /**
  * Forks only grow: a change that was worked out while the stream had fewer takes none away. Of two lists of which
@@ -107,7 +103,6 @@ const sql = {
     VALUES (?, ?, ${rows.marksFor(acceptColumns)})`,
   insertLabel: "INSERT OR IGNORE INTO labels (label, request_seq) VALUES (?, ?)",
   insertKey: "INSERT INTO idempotency_keys (project, endpoint, key, request_seq) VALUES (?, ?, ?, ?)",
-  insertHeld: "INSERT INTO held (request_seq, call_hash) VALUES (?, unhex(?))",
   insertAttempt: `INSERT INTO attempts (request_seq, ${rows.attemptColumns.join(", ")})
     VALUES (${marks(rows.attemptColumns.length + 1)})`,
   update: `UPDATE requests
@@ -152,31 +147,10 @@ const sql = {
   pruneThrottled: `DELETE FROM attempts WHERE request_seq = ?1 AND verdict = 'throttled' AND number <=
     (SELECT number FROM attempts WHERE request_seq = ?1 AND verdict = 'throttled'
       ORDER BY number DESC LIMIT 1 OFFSET ?2)`,
-  orphan: `SELECT requests.* FROM held JOIN requests ON seq = request_seq
-    WHERE held.call_hash = unhex(?) AND orphaned_at > ? AND content_sent <= ?
-      AND (state = 'completed' OR (state IN ('queued', 'processing', 'retrying') AND deadline_at > ?))
-    ORDER BY orphaned_at, request_seq LIMIT 1`,
-  failedCall: `SELECT * FROM requests WHERE call_hash = unhex(?) AND state = 'failed' AND ended_at > ?
-    AND end_reason IN (${marks(reasonsInVain.length)})
-    AND NOT EXISTS (SELECT 1 FROM held WHERE request_seq = seq AND orphaned_at IS NOT NULL)
-    ORDER BY ended_at DESC LIMIT 1`,
-  anyOrphan: "SELECT 1 FROM held WHERE orphaned_at IS NOT NULL LIMIT 1",
-  lastFailedCall: "SELECT max(ended_at) FROM requests WHERE state = 'failed' AND call_hash IS NOT NULL",
-  orphaned: `UPDATE held SET orphaned_at = ?, content_sent = max(content_sent, ?)
-    WHERE request_seq = (SELECT seq FROM requests WHERE id = ?) AND orphaned_at IS NULL`,
-  allOrphaned: `UPDATE held SET orphaned_at = ?, content_sent =
-      max(content_sent, (SELECT state = 'completed' FROM requests WHERE seq = request_seq),
-        EXISTS (SELECT 1 FROM events WHERE events.request_seq = held.request_seq))
-    WHERE orphaned_at IS NULL`,
-  forgetSomeOrphans: `DELETE FROM held WHERE request_seq IN
-    (SELECT request_seq FROM held WHERE orphaned_at <= ? ORDER BY orphaned_at LIMIT 16)`,
   shiftDeadlines: `UPDATE requests SET deadline_at = deadline_at + ?
     WHERE state IN ('queued', 'retrying', 'processing')`,
   shiftDue: `UPDATE requests SET due_at = due_at + ?
     WHERE state = 'retrying' OR (state = 'queued' AND due_at <= ?)`,
-  shiftOrphans: "UPDATE held SET orphaned_at = orphaned_at + ? WHERE orphaned_at IS NOT NULL",
-  notHeld: "DELETE FROM held WHERE request_seq = ?",
-  forgetHeld: "DELETE FROM held WHERE request_seq = (SELECT seq FROM requests WHERE id = ?)",
 };
 
 /** The row of a request, and its facet. */
@@ -188,12 +162,8 @@ interface Place {
 export class Engine extends Ledger {
   /** Places of requests that this connection has seen accepted or started, and that are being processed. */
   private readonly live = new Table<string, Place>();
-  /** Rows of requests whose callers were on the line when this connection saw them accepted; the newest of them. */
-  private readonly heldSeqs = new Map<string, number>();
-  /** Whether there is an orphan, and when the last keyless call failed; undefined: to be looked up. */
-  private hasOrphans: boolean | undefined;
-  private lastFailedAt: number | undefined;
   private readonly partTable = new PartTable(this.statement);
+  private readonly held = new HeldTable(this.statement);
   private readonly facets = new Facets(this.statement);
   private readonly spans = new Spans(this.statement);
   private readonly used = new Usage(this.statement);
@@ -299,10 +269,8 @@ export class Engine extends Ledger {
         return result;
       });
     } catch (error) {
-      for (const account of [this.facets, this.spans, this.used]) account.forget();
+      for (const known of [this.facets, this.spans, this.used, this.held]) known.forget();
       this.live.clear();
-      this.heldSeqs.clear();
-      this.hasOrphans = undefined;
       throw error;
     }
   }
@@ -316,15 +284,18 @@ export class Engine extends Ledger {
       case "events":
         return this.moreEvents(op);
       case "repeat":
-        return this.repeated(op.callHash, op.repeats) ?? { status: "conflict", current: undefined };
+        return this.held.repeated(op.callHash, op.repeats) ?? { status: "conflict", current: undefined };
       case "orphaned":
-        return this.orphaned(op);
+        this.held.orphaned(op);
+        return applied;
       case "all_orphaned":
-        return this.allOrphaned(op);
+        this.held.allOrphaned(op);
+        return applied;
       case "clock_set":
         return this.clockSet(op);
       case "answered":
-        return this.answered(op);
+        this.held.answered(op.ids);
+        return applied;
       case "degraded":
         return this.degraded(op);
       case "flow":
@@ -349,68 +320,18 @@ export class Engine extends Ledger {
       const current = this.byKey(key.project, key.endpoint, key.key);
       if (current) return { status: "conflict", current };
     }
-    const known = callHash !== undefined && repeats && this.repeated(callHash, repeats);
+    const known = callHash !== undefined && repeats && this.held.repeated(callHash, repeats);
     if (known) return known;
     const seq = this.spans.next(op.createdAt);
     const facet = this.facets.enter(op.facet);
     this.statement(sql.insertRequest).run([seq, facet, ...row]);
     if (key) this.statement(sql.insertKey).run(key.project, key.endpoint, key.key, seq);
-    if (callHash !== undefined) this.hold(id, seq, callHash);
+    if (callHash !== undefined) this.held.insert(id, seq, callHash);
     for (const label of labels) this.statement(sql.insertLabel).run(label, seq);
     if (op.isLive) this.live.set(id, { seq, facet });
     if (op.isEnded) this.statement(sql.ended).run(seq);
     this.partTable.insert(seq, parts);
     for (const tally of op.tallies) this.used.add(tally);
-    return applied;
-  }
-
-  private hold(id: string, seq: number, callHash: string): void {
-    this.statement(sql.insertHeld).run(seq, callHash);
-    if (this.heldSeqs.size >= heldSeqsMax) this.heldSeqs.clear();
-    this.heldSeqs.set(id, seq);
-  }
-
-  /** What an equal call left behind. An orphan is given to this caller in the same transaction, so to one only. */
-  private repeated(callHash: string, repeats: Repeats): CommitResult | undefined {
-    const { now, orphanedAfter, isRetry, failedAfter } = repeats;
-    // Nearly always there is nothing to be found, and every call looks for it.
-    this.hasOrphans ??= this.statement(sql.anyOrphan).get() !== undefined;
-    const orphan =
-      this.hasOrphans && this.statement(sql.orphan).get(callHash, orphanedAfter, isRetry ? 1 : 0, now);
-    if (orphan) {
-      const row = orphan as rows.RequestRow;
-      this.statement("UPDATE held SET orphaned_at = NULL WHERE request_seq = ?").run(row.seq);
-      this.hasOrphans = undefined;
-      return { status: "adopted", current: rows.toRecord(row) };
-    }
-    this.lastFailedAt ??= (this.statement(sql.lastFailedCall).pluck().get() as number | null) ?? 0;
-    if (this.lastFailedAt <= failedAfter) return undefined;
-    const failed = this.one(sql.failedCall, callHash, failedAfter, ...reasonsInVain);
-    return failed && { status: "echoed", current: failed };
-  }
-
-  private orphaned(mark: Extract<Op, { kind: "orphaned" }>): CommitResult {
-    this.statement(sql.orphaned).run(mark.at, mark.contentSent ? 1 : 0, mark.id);
-    // Every new one sweeps out a few old ones: there are never many, and nobody has to think of it.
-    this.statement(sql.forgetSomeOrphans).run(mark.forgetBefore);
-    this.hasOrphans = undefined;
-    return applied;
-  }
-
-  private allOrphaned({ at, forgetBefore }: Extract<Op, { kind: "all_orphaned" }>): CommitResult {
-    this.statement("DELETE FROM held WHERE orphaned_at <= ?").run(forgetBefore);
-    this.statement(sql.allOrphaned).run(at);
-    this.hasOrphans = undefined;
-    return applied;
-  }
-
-  private answered({ ids }: Extract<Op, { kind: "answered" }>): CommitResult {
-    for (const id of ids) {
-      const seq = this.heldSeqs.get(id);
-      if (seq === undefined) this.statement(sql.forgetHeld).run(id);
-      else this.statement(sql.notHeld).run(seq);
-      this.heldSeqs.delete(id);
-    }
     return applied;
   }
 
@@ -428,7 +349,7 @@ export class Engine extends Ledger {
   private clockSet({ byMs, before }: Extract<Op, { kind: "clock_set" }>): CommitResult {
     this.statement(sql.shiftDeadlines).run(byMs);
     this.statement(sql.shiftDue).run(byMs, before);
-    this.statement(sql.shiftOrphans).run(byMs);
+    this.held.shift(byMs);
     return applied;
   }
 
@@ -465,9 +386,7 @@ export class Engine extends Ledger {
 
   private ended(seq: number, row: rows.Value[]): void {
     this.statement(sql.ended).run(seq);
-    if (row[stateAt] !== "failed") return;
-    const endedAt = row[endedAtAt] as number;
-    if (this.lastFailedAt !== undefined && endedAt > this.lastFailedAt) this.lastFailedAt = endedAt;
+    if (row[stateAt] === "failed") this.held.failed(row[endedAtAt] as number);
   }
 
   /** The row of the request is left as it is, but where the stream has begun anew. */
@@ -532,7 +451,7 @@ export class Engine extends Ledger {
   private beginAnew(seq: number, parts: PartRow[]): void {
     this.statement(sql.revived).run(seq);
     // Whoever asked what was asked before must not adopt what is asked now.
-    if (parts.some(([kind]) => kind === "body")) this.statement(sql.notHeld).run(seq);
+    if (parts.some(([kind]) => kind === "body")) this.held.delete(seq);
     const pack = this.statement(sql.packOf).pluck().get(seq) as Uint8Array | undefined;
     if (!pack) return;
     this.statement(sql.dropPack).run(seq);

@@ -16,6 +16,7 @@ import type {
 import type { Part } from "../../core/ports.ts";
 import type { RequestRecord, State } from "../../core/request.ts";
 import { Connection } from "./connection.ts";
+import { notHeld } from "./held.ts";
 import { unpacked } from "./pack.ts";
 import { type Codec, partsIn } from "./parts.ts";
 import * as rows from "./rows.ts";
@@ -45,10 +46,6 @@ export const isHeavy = (requests: Shelved[]): boolean =>
   requests.reduce((sum, request) => sum + sizeOf(request), 0) >= shelvedMax;
 
 type ErasableQuery = Parameters<LedgerStore["erasable"]>[0];
-
-/** Nobody waits for it, or went without it at an instant or later and may come back. */
-export const notHeld = `NOT EXISTS (SELECT 1 FROM held WHERE request_seq = requests.seq
-  AND (orphaned_at IS NULL OR orphaned_at >= ?))`;
 
 /** Columns must be named as the index has them. */
 const erasable = `SELECT id, ended_at AS endedAt FROM requests INDEXED BY requests_ended
