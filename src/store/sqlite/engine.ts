@@ -25,7 +25,16 @@ import { Facets } from "./facets.ts";
 import { HeldTable, notHeld } from "./held.ts";
 import { labelNumber } from "./label-number.ts";
 import { Ledger } from "./ledger.ts";
-import { type Op, opOf } from "./op.ts";
+import {
+  type AcceptOp,
+  type ChangeOp,
+  type EventsOp,
+  type EventsRow,
+  type FiledOp,
+  type Op,
+  opOf,
+  type VectorRow,
+} from "./op.ts";
 import { unpacked } from "./pack.ts";
 import { type PartRow, PartTable, partRows, partsIn, rowKinds, type StoredPart } from "./parts.ts";
 import * as rows from "./rows.ts";
@@ -314,7 +323,7 @@ export class Engine extends Ledger {
     }
   }
 
-  private accept(op: Extract<Op, { kind: "accept" }>): CommitResult {
+  private accept(op: AcceptOp): CommitResult {
     const { id, row, key, callHash, repeats, labels, parts } = op;
     if (key) {
       const current = this.byKey(key.project, key.endpoint, key.key);
@@ -353,7 +362,7 @@ export class Engine extends Ledger {
     return applied;
   }
 
-  private change(op: Extract<Op, { kind: "change" }>): CommitResult {
+  private change(op: ChangeOp): CommitResult {
     const { id, row, round = [], fence, attempt, keepThrottled, dropAnswer, parts, events, vectors } = op;
     const place = this.live.get(id) ?? this.placeOf(id);
     if (!place) return { status: "conflict", current: undefined };
@@ -390,7 +399,7 @@ export class Engine extends Ledger {
   }
 
   /** The row of the request is left as it is, but where the stream has begun anew. */
-  private moreEvents({ id, fence, forks, events }: Extract<Op, { kind: "events" }>): CommitResult {
+  private moreEvents({ id, fence, forks, events }: EventsOp): CommitResult {
     const seq = this.live.get(id)?.seq ?? this.seqOf(id) ?? null;
     const row = this.statement(sql.fenced).get([seq, ...fence]) as { forks: rows.Value } | undefined;
     if (seq === null || !row) return { status: "conflict", current: this.get(id) };
@@ -399,13 +408,13 @@ export class Engine extends Ledger {
     return applied;
   }
 
-  private insertEvents(seq: number, [after, bytes, anew]: [number, Uint8Array, boolean]): void {
+  private insertEvents(seq: number, [after, bytes, anew]: EventsRow): void {
     if (anew) this.overwriting(() => this.statement(sql.dropEvents).run(seq));
     // A batch without events would stand where the next one has to.
     if (bytes.byteLength > 0) this.statement(sql.insertEvents).run(seq, after, bytes);
   }
 
-  private insertVectors(vectors: NonNullable<Extract<Op, { kind: "change" }>["vectors"]>): void {
+  private insertVectors(vectors: VectorRow[]): void {
     let newestAt = 0;
     for (const vector of vectors) {
       this.statement(sql.insertVector).run(vector);
@@ -427,7 +436,7 @@ export class Engine extends Ledger {
     this.statement(sql.dropEvents).run(seq);
   }
 
-  private filed({ seqs, packs }: Extract<Op, { kind: "filed" }>): CommitResult {
+  private filed({ seqs, packs }: FiledOp): CommitResult {
     const current = new Set<number>();
     for (const [seq, round] of seqs) {
       const hasBodies = this.statement(sql.hasBodies).pluck().get(seq, round) as number | undefined;

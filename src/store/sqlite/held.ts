@@ -1,6 +1,6 @@
 /**
- * Keyless requests whose callers do not have their answers yet: those who are on the line, and orphans, whose callers
- * have gone and may ask again.
+ * Keyless requests whose callers do not have their answers yet, because they are on the line, or because they have gone
+ * and may ask again: then the request is an orphan.
  */
 
 import type { ChangeSet, Repeats } from "../../core/ports.ts";
@@ -8,7 +8,7 @@ import { type RequestRecord, reasonsInVain } from "../../core/request.ts";
 import type { FindStatement } from "./connection.ts";
 import * as rows from "./rows.ts";
 
-type Mark<K> = Extract<ChangeSet, { kind: K }>;
+type Change<K> = Extract<ChangeSet, { kind: K }>;
 
 /** So many are remembered, and looked up otherwise. */
 const rememberedMax = 10_000;
@@ -85,14 +85,14 @@ export class HeldTable {
     return failed ? { status: "echoed", current: rows.toRecord(failed as rows.RequestRow) } : undefined;
   }
 
-  orphaned({ id, at, contentSent, forgetBefore }: Mark<"orphaned">): void {
+  orphaned({ id, at, contentSent, forgetBefore }: Change<"orphaned">): void {
     this.statement(sql.orphaned).run(at, contentSent ? 1 : 0, id);
     // Every new one sweeps out a few old ones: there are never many, and nobody has to think of it.
     this.statement(sql.forgetSomeOrphans).run(forgetBefore);
     this.hasOrphans = undefined;
   }
 
-  allOrphaned({ at, forgetBefore }: Mark<"all_orphaned">): void {
+  allOrphaned({ at, forgetBefore }: Change<"all_orphaned">): void {
     this.statement(sql.forgetOrphans).run(forgetBefore);
     this.statement(sql.allOrphaned).run(at);
     this.hasOrphans = undefined;
@@ -122,10 +122,9 @@ export class HeldTable {
     this.statement(sql.shift).run(byMs);
   }
 
-  /** A transaction was undone: what is known may not hold. */
+  /** A transaction was undone: what is known may not hold. A failure that is not there is looked for in vain, at worst. */
   forget(): void {
     this.seqs.clear();
     this.hasOrphans = undefined;
-    this.lastFailedAt = undefined;
   }
 }

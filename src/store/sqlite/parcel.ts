@@ -3,8 +3,17 @@
  * all their bytes in one buffer, which is handed over and not copied.
  */
 
-import type { AcceptOp, ChangeOp, EventsOp, EventsRow, FiledOp, Mark, Op, VectorRow } from "./op.ts";
-import { sizeOf } from "./op.ts";
+import {
+  type AcceptOp,
+  type ChangeOp,
+  type EventsOp,
+  type EventsRow,
+  type FiledOp,
+  type Mark,
+  type Op,
+  sizeOf,
+  type VectorRow,
+} from "./op.ts";
 import type { PartRow } from "./parts.ts";
 
 export interface Parcel {
@@ -75,15 +84,18 @@ function unlisted(list: Listed, take: Take): Op {
   }
 }
 
-// Every operation is listed, and read again, in the same order; its bytes, too.
+/** All members by name, so that none is forgotten because it may be undefined. */
+type Whole<T> = { [K in keyof Required<T>]: T[K] };
+
+// The members of each operation are listed and read in one order. So are its bytes: parts, events, vectors.
 
 function listedAccept(op: AcceptOp, put: Put) {
   const { id, createdAt, labels, row, key, callHash, repeats } = op;
-  const parts = partsAs(op.parts, put);
-  return ["accept", id, createdAt, labels, row, key, callHash, repeats, parts, accountsOf(op)] as const;
+  const sizes = partsAs(op.parts, put);
+  return ["accept", id, createdAt, labels, row, key, callHash, repeats, sizes, accountsOf(op)] as const;
 }
 
-function acceptOf(list: ReturnType<typeof listedAccept>, take: Take): AcceptOp {
+function acceptOf(list: ReturnType<typeof listedAccept>, take: Take): Whole<AcceptOp> {
   const [kind, id, createdAt, labels, row, key, callHash, repeats, sizes, accounts] = list;
   const [facet, isLive, isEnded, tallies] = accounts;
   const parts = partsAs(sizes, take);
@@ -92,19 +104,18 @@ function acceptOf(list: ReturnType<typeof listedAccept>, take: Take): AcceptOp {
 
 function listedChange(op: ChangeOp, put: Put) {
   const { id, row, round, fence, attempt, keepThrottled, dropAnswer } = op;
-  const bytes = [
+  const sizes = [
     partsAs(op.parts, put),
     op.events && eventsAs(op.events, put),
     op.vectors && vectorsAs(op.vectors, put),
   ] as const;
-  const rest = [keepThrottled, dropAnswer] as const;
-  return ["change", id, row, round, fence, attempt, rest, bytes, accountsOf(op)] as const;
+  const rows = [row, round, fence, attempt] as const;
+  return ["change", id, rows, keepThrottled, dropAnswer, sizes, accountsOf(op)] as const;
 }
 
-function changeOf(list: ReturnType<typeof listedChange>, take: Take): ChangeOp {
-  const [kind, id, row, round, fence, attempt, rest, sizes, accounts] = list;
+function changeOf(list: ReturnType<typeof listedChange>, take: Take): Whole<ChangeOp> {
+  const [kind, id, [row, round, fence, attempt], keepThrottled, dropAnswer, sizes, accounts] = list;
   const [facet, isLive, isEnded, tallies] = accounts;
-  const [keepThrottled, dropAnswer] = rest;
   const parts = partsAs(sizes[0], take);
   const events = sizes[1] && eventsAs(sizes[1], take);
   const vectors = sizes[2] && vectorsAs(sizes[2], take);
