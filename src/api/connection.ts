@@ -93,7 +93,10 @@ export class Exchange {
     const { listeners } = this;
     if (!listeners) return;
     this.listeners = undefined;
-    without(this.connection.exchanges, this);
+    const { connection } = this;
+    without(connection.exchanges, this);
+    // Else a connection would keep its last call for as long as nothing is asked.
+    if (connection.newest === this) connection.newest = undefined;
     for (const listener of listeners) listener();
   }
 }

@@ -13,19 +13,28 @@ const doubtMs = 1000;
 class Delivery {
   /** Epoch ms; of a reply that is written. */
   untilMs = 0;
-  private followed: { exchange: Exchange; tell: (fate: Fate) => void } | undefined;
+  private readonly connection: Connection;
+  /** Until the reply is written: a call whose reply is, is not kept for the sake of a doubt. */
+  private exchange: Exchange | undefined;
+  private tell: ((fate: Fate) => void) | undefined;
 
   constructor(exchange: Exchange, tell: (fate: Fate) => void) {
-    this.followed = { exchange, tell };
-    exchange.connection.listen(this);
+    this.connection = exchange.connection;
+    this.exchange = exchange;
+    this.tell = tell;
+    this.connection.listen(this);
+  }
+
+  written(): void {
+    this.exchange = undefined;
   }
 
   farewell(how: Farewell): void {
     // Whoever closes its half while the reply is being written may still be reading it.
-    if (!this.followed || how === "end") return;
-    const { isWritten, outgoing } = this.followed.exchange;
-    if (how === "close" && isWritten) this.answered();
-    else this.over({ answered: false, contentSent: outgoing.headersSent });
+    if (how === "end") return;
+    const { exchange } = this;
+    if (how === "close" && (exchange?.isWritten ?? true)) this.answered();
+    else this.over({ answered: false, contentSent: exchange?.outgoing.headersSent ?? true });
   }
 
   answered(): void {
@@ -33,10 +42,11 @@ class Delivery {
   }
 
   private over(fate: Fate): void {
-    if (!this.followed) return;
-    const { exchange, tell } = this.followed;
-    this.followed = undefined;
-    exchange.connection.ignore(this);
+    const { tell } = this;
+    if (!tell) return;
+    this.tell = undefined;
+    this.exchange = undefined;
+    this.connection.ignore(this);
     tell(fate);
   }
 }
@@ -75,6 +85,7 @@ export class Deliveries {
   }
 
   private doubt(delivery: Delivery, connection: Connection): void {
+    delivery.written();
     delivery.untilMs = this.clock.ticks() + doubtMs;
     const those = this.byConnection.get(connection);
     if (those) those.push(delivery);
