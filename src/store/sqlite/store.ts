@@ -321,7 +321,8 @@ export class SqliteStore implements Store, FlowStore, CacheStore, LedgerStore {
       }
       if (!had && this.space) observer.tell({ event: "storage_recovered" });
     } catch (error) {
-      observer.tell({ event: "fault", where: "statfs", message: String(error) });
+      // Who has closed the store may have taken its directory away meanwhile.
+      if (!this.closing) observer.tell({ event: "fault", where: "statfs", message: String(error) });
     }
     if (!this.closing) this.cancelSpaceCheck = clock.timer(spaceCheckMs, () => void this.checkSpace());
   }
