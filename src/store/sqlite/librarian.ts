@@ -6,7 +6,7 @@
 import { faultText } from "../../core/errors.ts";
 import type { Engine, Shelved } from "./engine.ts";
 import { isHeavy } from "./ledger.ts";
-import type { Op } from "./op.ts";
+import type { FiledOp } from "./op.ts";
 import { packed } from "./pack.ts";
 import {
   type Forgotten,
@@ -31,8 +31,6 @@ export interface LibrarianOptions {
   isOn: boolean;
 }
 
-export type Filed = Extract<Op, { kind: "filed" }>;
-
 export interface StepQuery {
   /** Requests that have not ended, and were accepted before this instant, are indexed by their prompts. Epoch ms. */
   waitingSince: number;
@@ -42,7 +40,7 @@ export interface StepQuery {
 
 export interface Step {
   /** What is to be written; undefined where there was nothing. */
-  filed?: Filed;
+  filed?: FiledOp;
   hasMore: boolean;
   /** Why the index has begun anew, if it has since the last step. */
   rebuilding?: string;
@@ -223,9 +221,9 @@ export class Librarian {
   }
 }
 
-function filedOf(requests: Shelved[]): Filed | undefined {
+function filedOf(requests: Shelved[]): FiledOp | undefined {
   if (requests.length === 0) return undefined;
-  const filed: Filed = { kind: "filed", seqs: [], packs: [] };
+  const filed: FiledOp = { kind: "filed", seqs: [], packs: [] };
   for (const { seq, round, parts, isPacked } of requests) {
     filed.seqs.push([seq, round]);
     const isOurs = parts.every(({ keyId }) => keyId === null);

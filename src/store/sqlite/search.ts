@@ -10,7 +10,7 @@
 import { AppError, faultText } from "../../core/errors.ts";
 import type { SearchIndex, SearchQuery } from "../../core/ledger/ports.ts";
 import type { Clock, Observer } from "../../core/ports.ts";
-import type { Filed } from "./librarian.ts";
+import type { FiledOp } from "./op.ts";
 import { removeSearchFile } from "./search-file.ts";
 import { expressionOf } from "./search-words.ts";
 import { Thread } from "./thread.ts";
@@ -25,7 +25,7 @@ export interface SearchOptions {
   clock: Clock;
   observer: Observer;
   /** Writes to the database what the librarian has done. */
-  write(filed: Filed): Promise<void>;
+  write(filed: FiledOp): Promise<void>;
 }
 
 const stepMs = 20;
@@ -207,7 +207,7 @@ export class Search implements SearchIndex {
   }
 }
 
-function* slices({ seqs, packs }: Filed): Iterable<Filed> {
+function* slices({ seqs, packs }: FiledOp): Iterable<FiledOp> {
   for (let i = 0; i < seqs.length; i += writeMax) {
     const some = seqs.slice(i, i + writeMax);
     const own = new Set(some.map(([seq]) => seq));

@@ -22,8 +22,7 @@ import type {
 } from "../../core/ports.ts";
 import { Watchers } from "../watchers.ts";
 import type { Reads } from "./engine.ts";
-import type { Filed } from "./librarian.ts";
-import { type Op, opOf, sizeOf } from "./op.ts";
+import { type FiledOp, type Op, opOf, sizeOf } from "./op.ts";
 import { pack } from "./parcel.ts";
 import { Search } from "./search.ts";
 import { faultError, Thread } from "./thread.ts";
@@ -94,7 +93,7 @@ export class SqliteStore implements Store, FlowStore, CacheStore, LedgerStore {
     this.reader = reader;
     this.epoch = writer.epoch;
     const { path, search: isOn, clock, observer } = options;
-    const write = (filed: Filed) => this.file(filed);
+    const write = (filed: FiledOp) => this.file(filed);
     this.search = new Search({ path, epoch: writer.epoch, isOn, clock, observer, write });
   }
 
@@ -118,7 +117,7 @@ export class SqliteStore implements Store, FlowStore, CacheStore, LedgerStore {
     return new Promise((resolve, reject) => this.enqueue({ change, op: opOf(change), resolve, reject }));
   }
 
-  private async file(filed: Filed): Promise<void> {
+  private async file(filed: FiledOp): Promise<void> {
     await new Promise<CommitResult>((resolve, reject) => this.enqueue({ op: filed, resolve, reject }));
   }
 
