@@ -12,6 +12,12 @@ import { Connections } from "./connections.ts";
 import type { ApiOptions } from "./context.ts";
 import { errorReply } from "./errors.ts";
 
+/**
+ * So many connections the system may hold until we take them; it has a limit of its own (`net.core.somaxconn`, 4096 on
+ * Linux). Whoever comes on top of Node's 511 is ignored, and tries again after a second, then after three.
+ */
+const mostUnaccepted = 4096;
+
 export interface HttpServer {
   /** Resolves with where it listens: `http://127.0.0.1:4080`. Rejects where the port is taken. */
   listen(host: string, port: number): Promise<string>;
@@ -46,7 +52,7 @@ export function createHttpServer(options: ApiOptions, clock: Clock, keepAliveTim
   });
   return {
     async listen(host, port) {
-      server.listen(port, host);
+      server.listen({ port, host, backlog: mostUnaccepted });
       await once(server, "listening");
       const { address, port: actual, family } = server.address() as AddressInfo;
       return `http://${family === "IPv6" ? `[${address}]` : address}:${actual}`;

@@ -4,9 +4,12 @@
  */
 
 import { createHash } from "node:crypto";
-import { mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { once } from "node:events";
+import { existsSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { connect } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { text } from "node:stream/consumers";
 import { afterEach, beforeEach, expect, test } from "vitest";
 import type { AttemptObject, RequestObject } from "../../src/contract.ts";
 import { transition } from "../../src/core/request.ts";
@@ -155,6 +158,32 @@ test("one that is killed while it is stopped leaves its file to the next at once
     duplicate_possible: true,
   });
 });
+
+/** How many unaccepted connections the system holds for a process, whatever that asks for. */
+const somaxconn = () => {
+  const file = "/proc/sys/net/core/somaxconn";
+  return existsSync(file) ? Number(readFileSync(file, "utf8")) : 0;
+};
+
+// Old systems hold 128 for everybody.
+test.skipIf(somaxconn() < 1000)(
+  "a crowd that arrives while the server is stopped is not turned away",
+  async () => {
+    const { life, url } = await serving();
+    const { hostname, port } = new URL(url);
+    life.child.kill("SIGSTOP");
+    const sockets = Array.from({ length: 700 }, () => connect(Number(port), hostname));
+    // The system of a server that asks for no more room ignores most of those that come on top of 511.
+    await Promise.all(sockets.map((socket) => once(socket, "connect")));
+    life.child.kill("SIGCONT");
+    await Promise.all(
+      sockets.map(async (socket) => {
+        socket.write("GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        expect(await text(socket)).toMatch(/^HTTP\/1\.1 200 /);
+      }),
+    );
+  },
+);
 
 test("should a lock ever fail, what the former owner of a request writes is refused", async () => {
   const second = gate();
