@@ -4,6 +4,7 @@ import type { ApiOptions } from "./api/context.ts";
 import { Deliveries } from "./api/delivery.ts";
 import { createGuard } from "./api/guard.ts";
 import { createHttpServer } from "./api/http-server.ts";
+import { Rests } from "./api/rests.ts";
 import type { Config, UpstreamConfig } from "./config.ts";
 import type { Clock, Observer, Random, Upstream, World } from "./core/ports.ts";
 import { Queue, type QueueSettings } from "./core/queue.ts";
@@ -149,6 +150,7 @@ function apiOptions(config: Config, world: World, queue: Queue, { table }: Queue
   return {
     queue,
     deliveries: new Deliveries(world.clock),
+    rests: new Rests(queue, world.clock),
     upstream: world.upstream,
     clock: world.clock,
     observer: world.observer,

@@ -121,7 +121,10 @@ async function replyTo(
     await degrading.given(instead);
     return final(insteadReply(record, instead));
   }
-  if (ended) return final(endedReply(ended, replayed));
+  if (ended) {
+    options.rests.after(call.exchange, record);
+    return final(endedReply(ended, replayed));
+  }
   if (call.exchange.connection.isGone) return forNow(undefined);
   const current = await queue.get(record.project, record.id);
   if (isTerminal(current.state)) return final(endedReply(await queue.withAnswer(current), replayed));

@@ -11,10 +11,12 @@ import type { Deliveries } from "./delivery.ts";
 import type { Caller, Guard, HeaderOf } from "./guard.ts";
 import type { Defaults } from "./options.ts";
 import type { Reply } from "./reply.ts";
+import type { Rests } from "./rests.ts";
 
 export interface ApiOptions {
   queue: Queue;
   deliveries: Deliveries;
+  rests: Rests;
   upstream: Upstream;
   clock: Clock;
   observer: Observer;

@@ -68,6 +68,7 @@ export function createHttpServer(options: ApiOptions, clock: Clock, keepAliveTim
     async close(withinMs) {
       const cancelTimer = clock.timer(withinMs, () => server.closeAllConnections());
       options.queue.admission.refuseUploads(() => options.queue.shuttingDown());
+      await options.rests.end();
       // The server counts a connection as closed before those who listen to its end are told.
       await Promise.all([closed, connections.closeIdle()]);
       cancelTimer();

@@ -4,6 +4,7 @@ import type { ApiOptions } from "../api/context.ts";
 import { Deliveries } from "../api/delivery.ts";
 import { createGuard } from "../api/guard.ts";
 import { createHttpServer } from "../api/http-server.ts";
+import { Rests } from "../api/rests.ts";
 import type { SearchIndex } from "../core/ledger/ports.ts";
 import type { Clock, Random, Upstream, World } from "../core/ports.ts";
 import { Queue, type QueueSettings } from "../core/queue.ts";
@@ -93,9 +94,11 @@ export async function openDatabase(
   };
   // Others on this machine can reach the port as well, and have no key.
   const key = random.id();
+  const queue = new Queue(world, settings);
   const options: ApiOptions = {
-    queue: new Queue(world, settings),
+    queue,
     deliveries: new Deliveries(clock),
+    rests: new Rests(queue, clock),
     upstream,
     clock,
     observer,

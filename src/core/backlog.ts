@@ -82,6 +82,11 @@ export class Backlog<N extends Unaccepted = Unaccepted> {
     return this.newcomerCount > 0;
   }
 
+  /** How many of a group wait without being accepted. */
+  crowd(of: { priority: string; project: string }): number {
+    return this.groups.get(keyOf(of))?.newcomers.size ?? 0;
+  }
+
   /** Who waits without being accepted. */
   newcomers(): N[] {
     return [...this.groups.values()].flatMap(({ newcomers }) => [...newcomers]);

@@ -365,6 +365,11 @@ export class Queue {
     });
   }
 
+  /** How many callers wait for the same turns whose requests are not accepted yet. */
+  crowd(of: Pick<RequestRecord, "lane" | "priority" | "project">): number {
+    return this.scheduler.crowd(of);
+  }
+
   /** Reads the stream of a request to its end. The line is the reader's from now on. */
   async read(line: Line, record: RequestRecord, from: StreamFrom, sink: StreamSink): Promise<StreamReader> {
     const { store } = this.world;

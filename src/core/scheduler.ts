@@ -198,6 +198,11 @@ export class Scheduler {
     return this.lanes.isBusy(lane) || lane.backlog.next(now) !== undefined;
   }
 
+  /** How many callers wait for the same turns unaccepted. */
+  crowd(of: Pick<RequestRecord, "lane" | "priority" | "project">): number {
+    return this.lanes.find(of.lane)?.backlog.crowd(of) ?? 0;
+  }
+
   /** The lane of a request that is due. */
   private laneFor({ lane, dueAt }: RequestRecord, now: number): Lane | undefined {
     return this.stopping || dueAt > now ? undefined : this.lanes.get(lane, now);
