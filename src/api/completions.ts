@@ -40,6 +40,7 @@ export interface Taken {
 async function take(endpoint: Endpoint, call: Call, options: ApiOptions): Promise<Taken> {
   const bytes = await readBody(call, options.maxBodyBytes);
   const { draft, asked } = drafted(endpoint, call, bytes, options);
+  if (draft.isRetry) await options.rests.heed(draft.callHash);
   return { submission: await options.queue.submit(draft), asked };
 }
 
@@ -57,6 +58,7 @@ export function give(
   // It is on disk now, and counted with the call that sends it.
   call.place.drop();
   if (submission.hasGone) return Promise.resolve(undefined);
+  if (submission.kind === "accepted" && submission.line) call.exchange.served = submission.record;
   const { preferenceApplied } = asked;
   const applied: HeaderList = preferenceApplied ? [["preference-applied", preferenceApplied]] : [];
   const told = asked.terms.stream
@@ -121,10 +123,7 @@ async function replyTo(
     await degrading.given(instead);
     return final(insteadReply(record, instead));
   }
-  if (ended) {
-    options.rests.after(call.exchange, record);
-    return final(endedReply(ended, replayed));
-  }
+  if (ended) return final(endedReply(ended, replayed));
   if (call.exchange.connection.isGone) return forNow(undefined);
   const current = await queue.get(record.project, record.id);
   if (isTerminal(current.state)) return final(endedReply(await queue.withAnswer(current), replayed));

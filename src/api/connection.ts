@@ -2,9 +2,13 @@
 
 import type { ServerResponse } from "node:http";
 import type { Socket } from "node:net";
+import type { RequestRecord } from "../core/request.ts";
 
 /** The caller closes its half, resets the connection, or it is closed. */
 export type Farewell = "end" | "reset" | "close";
+
+/** For what turns a request waits: those of its lane that its priority and project get. */
+export type Turns = Pick<RequestRecord, "lane" | "priority" | "project">;
 
 /** Listeners are objects, and the socket has one of each kind for all calls: its own are dear. */
 export interface FarewellListener {
@@ -21,6 +25,8 @@ export class Connection {
   /** Calls without a finished reply, in the order in which they came. */
   readonly exchanges: Exchange[] = [];
   newest: Exchange | undefined;
+  /** For which turns its last call waited, if it did. */
+  turns: Turns | undefined;
   /** Epoch ms: a refused caller was told not to ask before. */
   comeBackAt = 0;
   /** A set would keep all that were ever in it until garbage is collected thoroughly, see core/table.ts. */
@@ -71,6 +77,8 @@ export class Connection {
 export class Exchange {
   readonly connection: Connection;
   readonly outgoing: ServerResponse;
+  /** The request of its own that the caller waits for. */
+  served: RequestRecord | undefined;
   private listeners: (() => void)[] | undefined = [];
 
   constructor(connection: Connection, outgoing: ServerResponse) {

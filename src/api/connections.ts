@@ -3,7 +3,9 @@
 import type { Server, ServerResponse } from "node:http";
 import type { Socket } from "node:net";
 import type { Clock } from "../core/ports.ts";
+import { Members } from "../core/table.ts";
 import { Connection, type Exchange } from "./connection.ts";
+import type { Rests } from "./rests.ts";
 
 /** How long the other side has to close its half, so that what it is just sending meets no reset. */
 const lingerMs = 1000;
@@ -12,15 +14,17 @@ const longestPatienceMs = 5000;
 
 export class Connections {
   private readonly clock: Clock;
+  private readonly rests: Rests;
   private readonly stopping: () => boolean;
   private readonly bySocket = new Map<Socket, Connection>();
-  private readonly keptBack = new Set<() => void>();
+  private readonly keptBack = new Members<() => void>();
   private quiet = false;
   private closing = false;
   private onLastClosed = () => {};
 
-  constructor(server: Server, clock: Clock, stopping: () => boolean) {
+  constructor(server: Server, clock: Clock, rests: Rests, stopping: () => boolean) {
     this.clock = clock;
+    this.rests = rests;
     this.stopping = stopping;
     server.on("connection", (socket) => {
       this.bySocket.set(socket, new Connection(socket));
@@ -37,6 +41,7 @@ export class Connections {
     const exchange = connection.begin(outgoing);
     exchange.whenOver(() => {
       if (this.closing && connection.exchanges.length === 0) this.leave(socket);
+      else this.rests.after(exchange);
     });
     return exchange;
   }
@@ -83,11 +88,11 @@ export class Connections {
     return new Promise((resolve) => {
       const release = () => {
         cancelTimer?.();
-        this.keptBack.delete(release);
+        this.keptBack.delete(member);
         resolve();
       };
       const cancelTimer = ms === undefined ? undefined : this.clock.timer(ms, release);
-      this.keptBack.add(release);
+      const member = this.keptBack.add(release);
     });
   }
 

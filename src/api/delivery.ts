@@ -2,6 +2,7 @@
 
 import type { Clock } from "../core/ports.ts";
 import type { Connection, Exchange, Farewell } from "./connection.ts";
+import { arrivals } from "./event-loop.ts";
 
 /** What became of a reply. `contentSent`: a part of it may have reached the caller. */
 export type Fate = { answered: true } | { answered: false; contentSent: boolean };
@@ -100,14 +101,22 @@ export class Deliveries {
     this.armed = true;
     const leftMs = Math.max(1, first.untilMs - this.clock.ticks());
     this.clock.timer(Math.min(doubtMs, leftMs), () => {
-      this.armed = false;
       const now = this.clock.ticks();
-      // Where the wall clock was set back, what seems far ahead is of long ago.
-      const isOver = ({ untilMs }: Delivery) => untilMs <= now || untilMs > now + doubtMs;
-      let over = 0;
-      while (over < this.doubted.length && isOver(this.doubted[over]!)) this.doubted[over++]!.answered();
-      this.doubted.splice(0, over);
-      this.arm();
+      // After a stall, what has arrived meanwhile is read first: a caller may have gone in time.
+      void arrivals().then(() => {
+        this.armed = false;
+        this.settle(now);
+        this.arm();
+      });
     });
+  }
+
+  /** Callers who had not gone by then have their answers. */
+  private settle(now: number): void {
+    // Where the wall clock was set back, what seems far ahead is of long ago.
+    const isOver = ({ untilMs }: Delivery) => untilMs <= now || untilMs > now + doubtMs;
+    let over = 0;
+    while (over < this.doubted.length && isOver(this.doubted[over]!)) this.doubted[over++]!.answered();
+    this.doubted.splice(0, over);
   }
 }

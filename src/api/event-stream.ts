@@ -4,7 +4,7 @@ import type { ServerResponse } from "node:http";
 import type { Socket } from "node:net";
 import type { HeaderList } from "../core/headers.ts";
 import type { Clock } from "../core/ports.ts";
-import { restOfTurn } from "./hang-up.ts";
+import { restOfTurn } from "./event-loop.ts";
 
 /** Between an error and the break of the connection: some clients drop what they have not yet read when it breaks. */
 const lastWordMs = 250;

@@ -1,10 +1,10 @@
 /** Callers who go away before they have their answer. */
 
-import { scheduler } from "node:timers/promises";
 import type { Line } from "../core/line.ts";
 import type { Ended } from "../core/ports.ts";
 import type { Queue } from "../core/queue.ts";
 import type { Call } from "./context.ts";
+import { restOfTurn } from "./event-loop.ts";
 
 /**
  * Calls back, at most once, when the caller goes before its reply is written; the returned function stops
@@ -47,17 +47,4 @@ export async function waitWithCaller(
   if (ended && !gone) await restOfTurn();
   unwatch();
   return gone ? undefined : ended;
-}
-
-let turn: Promise<void> | undefined;
-
-/**
- * Resolves when the events that have arrived together are dealt with. After a stall the answer and the caller's
- * hang-up are among them in any order; who hung up before the answer was written must not count as answered.
- */
-export function restOfTurn(): Promise<void> {
-  turn ??= scheduler.yield().then(() => {
-    turn = undefined;
-  });
-  return turn;
 }

@@ -40,7 +40,7 @@ export function createHttpServer(options: ApiOptions, clock: Clock, keepAliveTim
   // Uploads may be slow and answers late; both have limits of their own.
   server.requestTimeout = 0;
   server.on("clientError", refuseUnreadable);
-  const connections = new Connections(server, clock, () => options.queue.isStopping);
+  const connections = new Connections(server, clock, options.rests, () => options.queue.isStopping);
   const app = createApp(options, connections);
   server.on("request", (incoming, outgoing) => {
     const exchange = connections.asked(incoming.socket, outgoing);
@@ -67,8 +67,8 @@ export function createHttpServer(options: ApiOptions, clock: Clock, keepAliveTim
     },
     async close(withinMs) {
       const cancelTimer = clock.timer(withinMs, () => server.closeAllConnections());
-      options.queue.admission.refuseUploads(() => options.queue.shuttingDown());
       await options.rests.end();
+      options.queue.admission.refuseUploads(() => options.queue.shuttingDown());
       // The server counts a connection as closed before those who listen to its end are told.
       await Promise.all([closed, connections.closeIdle()]);
       cancelTimer();

@@ -1,37 +1,41 @@
 /** Connections that are not read for a moment, because whoever asks next on them would only stand behind a crowd. */
 
 import type { Socket } from "node:net";
-import { scheduler } from "node:timers/promises";
 import type { Clock } from "../core/ports.ts";
 import type { Queue } from "../core/queue.ts";
-import type { RequestRecord } from "../core/request.ts";
 import { Table } from "../core/table.ts";
-import type { Exchange } from "./connection.ts";
+import type { Connection, Exchange, Turns } from "./connection.ts";
+import { arrivals } from "./event-loop.ts";
 
 /** So many callers who wait for their turn keep the process busy until others are read. */
 const crowdSize = 128;
 /** How often those who rest are looked after. */
 const lookMs = 5;
 /**
- * No call is unread for longer: the one that comes next on a connection may be of another kind. It is shorter than
+ * Nobody rests for longer: what comes next on a connection may be of another kind than what came before. It is half of
  * what it takes to tell that a reply has arrived, for a connection that is not read does not say that it was reset.
  */
 const longestRestMs = 500;
 
-type Queued = Pick<RequestRecord, "lane" | "priority" | "project">;
+interface Resting {
+  socket: Socket;
+  /** Of the call whose reply is written. */
+  callHash: string | undefined;
+  /** By the clock's ticks. */
+  untilMs: number;
+}
 
-/** Those who would wait for the same turns. */
+/** Those who would wait for the same turns, in the order in which they were served. */
 interface Group {
   key: string;
-  of: Queued;
-  /** In the order in which they were served. `untilMs`: by the clock's ticks. */
-  resting: { socket: Socket; untilMs: number }[];
+  turns: Turns;
+  resting: Resting[];
 }
 
 /**
- * Where a crowd waits for its turn, a connection whose reply is written is not read until those before it have had
- * theirs. What is unread waits as long, but outside of this process; what is read grows old in it, and is moved and
- * collected as garbage in vain: with ten times as many callers as there is CPU for, that was a fifth of the work.
+ * Where a crowd waits for its turn, a connection whose reply is written is not read until there is room in the crowd. What
+ * is unread waits as long, but outside of this process; what is read grows old in it, and is moved and collected as
+ * garbage in vain: with ten times as many callers as there is CPU for, that was a fifth of the work.
  */
 export class Rests {
   private readonly queue: Queue;
@@ -44,31 +48,50 @@ export class Rests {
     this.clock = clock;
   }
 
-  /** The connection of a call may rest behind its reply. */
-  after(exchange: Exchange, { lane, priority, project }: RequestRecord): void {
-    exchange.whenOver(() => this.rest(exchange, { lane, priority, project }));
+  /**
+   * A call is over. Only who has asked for the same twice in a row may rest: a connection that is used once has a close
+   * to tell, and on one that several share the next call may be anybody's.
+   */
+  after({ connection, served }: Exchange): void {
+    const { turns } = connection;
+    if (served && turns && isSame(turns, served)) return this.rest(connection, turns, served.callHash);
+    connection.turns = served && { lane: served.lane, priority: served.priority, project: served.project };
   }
 
-  /** Nobody rests any longer. Resolves when what they have said meanwhile has been read. */
+  /**
+   * To be called before a retry is looked up. Its caller may be one who rests, and has gone without its answer: only
+   * reading tells. Resolves when it has.
+   */
+  async heed(callHash: string | undefined): Promise<void> {
+    if (callHash === undefined || this.groups.size === 0) return;
+    let isAny = false;
+    for (const group of this.groups.values()) {
+      const those = group.resting.filter((one) => one.callHash === callHash);
+      if (those.length === 0) continue;
+      isAny = true;
+      const others = group.resting.filter((one) => one.callHash !== callHash);
+      this.wake(group, those, others);
+    }
+    if (isAny) await arrivals();
+  }
+
+  /** Nobody rests any longer. Resolves when what has arrived meanwhile is being read. */
   async end(): Promise<void> {
-    for (const group of this.groups.values()) this.wake(group, group.resting.length);
-    // It is read between two turns.
-    await scheduler.yield();
-    await scheduler.yield();
+    for (const group of this.groups.values()) this.wake(group, group.resting, []);
+    await arrivals();
   }
 
-  private rest({ connection }: Exchange, of: Queued): void {
-    const { exchanges, isGone, socket } = connection;
-    if (exchanges.length > 0 || isGone || this.queue.isStopping) return;
-    const key = `${of.lane} ${of.priority} ${of.project}`;
+  private rest({ exchanges, isGone, socket }: Connection, turns: Turns, callHash: string | undefined): void {
+    if (exchanges.length > 0 || isGone || !socket.writable || this.queue.isStopping) return;
+    const key = `${turns.lane} ${turns.priority} ${turns.project}`;
     let group = this.groups.get(key);
     if (!group) {
-      if (this.queue.crowd(of) < crowdSize) return;
-      group = { key, of, resting: [] };
+      if (this.queue.crowd(turns) < crowdSize) return;
+      group = { key, turns, resting: [] };
       this.groups.set(key, group);
     }
     socket.pause();
-    group.resting.push({ socket, untilMs: this.clock.ticks() + longestRestMs });
+    group.resting.push({ socket, callHash, untilMs: this.clock.ticks() + longestRestMs });
     this.arm();
   }
 
@@ -77,22 +100,26 @@ export class Rests {
     this.armed = true;
     this.clock.timer(lookMs, () => {
       this.armed = false;
-      for (const group of this.groups.values()) this.wake(group, this.room(group));
+      for (const group of this.groups.values()) this.look(group);
       this.arm();
     });
   }
 
-  /** How many of a group are to be read now. */
-  private room({ of, resting }: Group): number {
-    if (this.queue.isStopping) return resting.length;
+  private look(group: Group): void {
+    const { turns, resting } = group;
     const now = this.clock.ticks();
-    const room = Math.max(0, crowdSize - this.queue.crowd(of));
-    const overdue = resting.findIndex(({ untilMs }) => untilMs > now);
-    return Math.max(room, overdue < 0 ? resting.length : overdue);
+    const room = this.queue.isStopping ? resting.length : crowdSize - this.queue.crowd(turns);
+    let count = Math.max(0, room);
+    while (count < resting.length && resting[count]!.untilMs <= now) count++;
+    if (count > 0) this.wake(group, resting.slice(0, count), resting.slice(count));
   }
 
-  private wake({ key, resting }: Group, count: number): void {
-    for (const { socket } of resting.splice(0, count)) socket.resume();
-    if (resting.length === 0) this.groups.delete(key);
+  private wake(group: Group, those: Resting[], others: Resting[]): void {
+    for (const { socket } of those) socket.resume();
+    group.resting = others;
+    if (others.length === 0) this.groups.delete(group.key);
   }
 }
+
+const isSame = (a: Turns, b: Turns): boolean =>
+  a.lane === b.lane && a.priority === b.priority && a.project === b.project;

@@ -23,8 +23,9 @@ import {
 import type { ApiOptions, Call, Handler } from "./context.ts";
 import type { Degrading } from "./degrading.ts";
 import { failureOf } from "./errors.ts";
+import { restOfTurn } from "./event-loop.ts";
 import { EventStream } from "./event-stream.ts";
-import { restOfTurn, whenGone } from "./hang-up.ts";
+import { whenGone } from "./hang-up.ts";
 import { answerOf, pollUrl, requestHeaders, resultText, textOf } from "./present.ts";
 
 /** What a caller reads, and how. */

@@ -257,6 +257,7 @@ describe("a caller who goes while the answer is on its way", () => {
     expect((await peer.reply()).body.length).toBeGreaterThan(bigText.length);
     await turn(outlast);
     clock.advance(1000);
+    await turn(outlast);
     await peer.reset();
     await turn(outlast);
     await isNew(outlast, "1");
@@ -282,6 +283,7 @@ describe("a caller who goes while the answer is on its way", () => {
     expect((await peer.reply()).status).toBe(200);
     await turn(outlast);
     clock.advance(1000);
+    await turn(outlast);
     await peer.reset();
     await turn(outlast);
     await isNew(outlast, "1");
@@ -460,6 +462,19 @@ describe("calls that share a connection", () => {
     await isNew(outlast, "1");
     expect(ear.all("orphaned")).toEqual([]);
   });
+});
+
+it("a caller who went in good time, which is only seen after a stall, was not answered", async () => {
+  const { outlast, clock } = await start();
+  const { peer, held, id } = await underWay(outlast);
+  held.release(answer());
+  await peer.reply();
+  peer.socket.resetAndDestroy();
+  // The time to see it is over before anything can be read.
+  clock.advance(1000);
+  await orphaned(outlast, id);
+  await adopts(outlast, id, "1");
+  expect(outlast.fake.seen).toHaveLength(1);
 });
 
 it("a caller whose hang-up arrives together with its answer, after a stall, was not answered", async () => {

@@ -14,7 +14,7 @@ const asking = (content: string, outlast: object = {}) =>
   chatCall({ ...hello, messages: [{ role: "user", content }], outlast });
 
 /** One caller has been served, while a crowd waits behind the one call that the upstream takes at a time. */
-async function served(options: { crowd?: object } = {}) {
+async function served(options: { crowd?: object; before?: string[] } = {}) {
   const clock = new WatchedClock();
   const outlast = await serveTest({ clock, upstreamToml: "max_concurrency = 1" });
   const { fake, ear } = outlast;
@@ -24,8 +24,12 @@ async function served(options: { crowd?: object } = {}) {
     return peer;
   };
   const [first, second] = [gate(), gate()];
-  fake.script(first.step, second.step);
   const caller = await open();
+  for (const content of options.before ?? ["before"]) {
+    await caller.say(asking(content));
+    expect((await caller.reply()).status).toBe(200);
+  }
+  fake.script(first.step, second.step);
   await caller.say(asking("first"));
   await first.arrived;
   const crowd = await Promise.all(Array.from({ length: crowdSize }, open));
@@ -53,7 +57,7 @@ describe("a caller who was served while a crowd waits", () => {
     await caller.say(asking("again"));
     await turn();
     await crowdServed();
-    expect(contents()).toHaveLength(1 + crowdSize);
+    expect(contents()).toHaveLength(2 + crowdSize);
     expect(contents()).not.toContain("again");
     clock.advance(5);
     expect((await caller.reply()).status).toBe(200);
@@ -67,14 +71,17 @@ describe("a caller who was served while a crowd waits", () => {
     clock.advance(500);
     await turn();
     clock.advance(patienceMs);
-    // The first, the one under way, the others of the crowd, and the one that was not read.
-    const all = 1 + crowdSize + 1;
+    const all = ["before", "first", "again"].length + crowdSize;
     await ear.event("accepted", () => ear.all("accepted").length === all);
   });
 
-  it("gets a reply where the server stops", async () => {
+  const whole = asking("again");
+  it.each([
+    ["", whole],
+    [" in the middle of its body", whole.subarray(0, whole.length - 20)],
+  ])("gets a reply where the server stops%s", async (_when, said) => {
     const { outlast, caller, turn, crowdServed } = await served();
-    await caller.say(asking("again"));
+    await caller.say(said);
     await turn();
     await crowdServed();
     void outlast.stop();
@@ -84,15 +91,22 @@ describe("a caller who was served while a crowd waits", () => {
     expect(JSON.parse(body.toString()).error.code).toBe("shutting_down");
   });
 
-  it("is known to have its answer or not, although it is not read", async () => {
-    const { outlast, clock, caller, reply, ear } = await served();
+  it("is seen to have gone without its answer when it tries again", async () => {
+    const { outlast, caller, reply } = await served();
     await caller.reset();
-    clock.advance(500);
     const id = reply.headers["outlast-request-id"];
-    await ear.event("orphaned", (told) => told.id === id);
     const call = { ...hello, messages: [{ role: "user", content: "first" }], outlast: {} };
     const again = await outlast.post("/v1/chat/completions", call, { "x-stainless-retry-count": "1" });
     expect(again.headers.get("outlast-request-id")).toBe(id);
+  });
+
+  it("is read at once where it used its connection for the first time", async () => {
+    const { caller, contents, turn, crowdServed } = await served({ before: [] });
+    await caller.say(asking("again"));
+    await turn();
+    await crowdServed();
+    expect((await caller.reply()).status).toBe(200);
+    expect(contents().at(-1)).toBe("again");
   });
 
   it("does not stand behind a crowd of another priority", async () => {

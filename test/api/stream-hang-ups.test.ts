@@ -294,6 +294,7 @@ describe("a caller who has all of a stream", () => {
     const { outlast, clock } = await start();
     const { peer } = await answered(outlast);
     clock.advance(1000);
+    await turn(outlast);
     await peer.reset();
     await turn(outlast);
     await isNew(outlast, retry);
