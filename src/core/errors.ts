@@ -54,7 +54,11 @@ export class AppError extends Error {
     message: string,
     more: { param?: string; requestId?: string; retryAfterMs?: number } = {},
   ) {
+    // Nobody asks where a refusal comes from, and to note that is a good part of what it costs.
+    const { stackTraceLimit } = Error;
+    Error.stackTraceLimit = 0;
     super(message);
+    Error.stackTraceLimit = stackTraceLimit;
     this.code = code;
     this.param = more.param;
     this.requestId = more.requestId;
