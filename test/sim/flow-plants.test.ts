@@ -5,9 +5,9 @@ import type { Breaker } from "../../src/core/breaker.ts";
 import type { RequestRecord } from "../../src/core/request.ts";
 import type { Circumstances, Reading } from "../../src/core/retry.ts";
 import type { RetryBudget } from "../../src/core/retry-budget.ts";
+import { caught } from "./caught.ts";
 import type { Plant } from "./world.ts";
 
-const seedsMax = 250;
 const planted = new Set<string>();
 
 afterEach(() => {
@@ -23,17 +23,6 @@ function plantIn<Module extends object>(name: string, plant: (real: Module) => o
     const real = await original<Module>();
     return { ...real, ...plant(real) };
   });
-}
-
-/** Runs stories until one shows a violation, and returns its text. */
-async function caught(plant?: Plant): Promise<string> {
-  vi.resetModules();
-  const { tell } = await import("./scenario.ts");
-  for (let seed = 1; seed <= seedsMax; seed++) {
-    const { violations } = await tell(seed, plant);
-    if (violations.length > 0) return violations.join("\n");
-  }
-  return "nothing was seen";
 }
 
 /** The scenarios, with what is planted. */
@@ -134,7 +123,7 @@ describe("a planted bug in breakers is seen:", () => {
 
   test("one that is closed after a start", async () => {
     const commit: Plant["commit"] = ({ kind }) => (kind === "flow" ? { status: "applied" } : undefined);
-    expect(await caught({ commit })).toMatch(
+    expect(await caught({ commit }, { from: 17 })).toMatch(
       /before its breaker lets it through|open breaker is being probed/,
     );
   });
@@ -143,7 +132,7 @@ describe("a planted bug in breakers is seen:", () => {
 describe("a planted bug in budgets and shares is seen:", () => {
   test("retries that are not counted", async () => {
     plantIn("retry-budget", () => ({ draw: (budget: RetryBudget, at: number) => ({ budget, at }) }));
-    expect(await caught()).toMatch(/\d+ retries in \d+ ms, of/);
+    expect(await caught({}, { from: 88 })).toMatch(/\d+ retries in \d+ ms, of/);
   });
 
   test("invalid answers without a budget", async () => {
@@ -151,7 +140,7 @@ describe("a planted bug in budgets and shares is seen:", () => {
       decide: (record: RequestRecord, reading: Reading, at: Circumstances) =>
         decide({ ...record, invalid: 0, terms: { ...record.terms, maxInvalid: 1 } }, reading, at),
     }));
-    expect(await caught()).toMatch(/invalid answers, of/);
+    expect(await caught({}, { from: 13 })).toMatch(/invalid answers, of/);
   });
 
   test("invalid answers that use up the budget of failures", async () => {
@@ -161,7 +150,7 @@ describe("a planted bug in budgets and shares is seen:", () => {
         return step.kind === "complete" ? step : { ...step, counted: true };
       },
     }));
-    expect(await caught()).toMatch(/counted (an invalid answer|\d+ attempts)/);
+    expect(await caught({}, { from: 8 })).toMatch(/counted (an invalid answer|\d+ attempts)/);
   });
 
   test("a concurrency that no refusal lowers", async () => {

@@ -5,9 +5,8 @@ import type { ChangeSet, Chunk } from "../../src/core/ports.ts";
 import type { RequestEvent, RequestRecord } from "../../src/core/request.ts";
 import type { Circumstances, Reading } from "../../src/core/retry.ts";
 import type { StreamCursor } from "../../src/core/stream-cursor.ts";
+import { caught } from "./caught.ts";
 import type { Plant } from "./world.ts";
-
-const seedsMax = 250;
 
 afterEach(() => {
   vi.doUnmock("../../src/core/retry-after.ts");
@@ -26,18 +25,6 @@ afterEach(() => {
   for (const module of mocked) vi.doUnmock(`../../src/core/${module}.ts`);
   vi.resetModules();
 });
-
-/** Runs seeds until one shows a violation, and returns its text. What few show is begun with where it was seen last. */
-async function caught(plant?: Plant, { seeds = seedsMax, from = 1 } = {}): Promise<string> {
-  vi.resetModules();
-  const { tell } = await import("./scenario.ts");
-  for (let i = 0; i < seeds; i++) {
-    const seed = ((from - 1 + i) % seeds) + 1;
-    const { violations } = await tell(seed, plant);
-    if (violations.length > 0) return violations.join("\n");
-  }
-  return "nothing was seen";
-}
 
 const isStart = (change: ChangeSet) =>
   change.kind === "change" && change.transition.record.state === "processing";
@@ -130,7 +117,7 @@ describe("a planted bug is seen:", () => {
         real.decide({ ...record, terms: { ...record.terms, maxAttempts: 1e9 } }, reading, at);
       return { ...real, decide };
     });
-    expect(await caught()).toMatch(/counted \d+ attempts/);
+    expect(await caught({}, { from: 17 })).toMatch(/counted \d+ attempts/);
   });
 
   test("a second run that the record does not admit", async () => {
@@ -303,7 +290,7 @@ describe("a planted bug in streams is seen:", () => {
       Object.defineProperty(Intake.prototype, "isTold", { get: () => false });
       return {};
     });
-    expect(await caught({}, { from: 113 })).toMatch(/its stream has \d+ ends/);
+    expect(await caught({}, { from: 184 })).toMatch(/its stream has \d+ ends/);
   });
 
   test("a buffered answer that is told before it is whole", async () => {
@@ -315,7 +302,7 @@ describe("a planted bug in streams is seen:", () => {
       }
       return { Intake: Hasty };
     });
-    expect(await caught()).toMatch(/told of an answer that was not whole/);
+    expect(await caught({}, { from: 20 })).toMatch(/told of an answer that was not whole/);
   });
 
   test("events that readers are told before they are on disk", async () => {
@@ -351,7 +338,7 @@ describe("a planted bug in streams is seen:", () => {
       };
       return {};
     });
-    expect(await caught()).toMatch(/records event \d+ behind event|fault/);
+    expect(await caught({}, { from: 9 })).toMatch(/records event \d+ behind event|fault/);
   });
 
   test("events that are written by who has lost the request", async () => {
@@ -362,7 +349,7 @@ describe("a planted bug in streams is seen:", () => {
       const { state, attempt, round, owner } = result.current;
       return next({ ...change, expect: { state, attempt, round, owner } });
     };
-    expect(await caught({ commit }, { from: 36 })).toMatch(
+    expect(await caught({ commit }, { from: 44 })).toMatch(
       /records event \d+ behind event|after its end|fault|another answer than its stream/,
     );
   });
@@ -385,7 +372,9 @@ describe("a planted bug in streams is seen:", () => {
 
   test("a silence that nobody ends", async () => {
     const settings: Plant["settings"] = (real) => ({ ...real, idleMs: 2 ** 40 });
-    expect(await caught({ settings })).toMatch(/missed a deadline|after the last fault|is still/);
+    expect(await caught({ settings }, { from: 10 })).toMatch(
+      /missed a deadline|after the last fault|is still/,
+    );
   });
 
   test("readers who are never told the end", async () => {
