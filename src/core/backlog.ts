@@ -42,8 +42,7 @@ export class Backlog<N extends Unaccepted = Unaccepted> {
   private readonly turns = new Turns();
   /** The instant for which a turn was asked last. */
   private askedAt = 0;
-  /** How many callers wait whose requests are not accepted yet. */
-  private newcomerCount = 0;
+  private newcomersNow = 0;
 
   constructor(lane: string) {
     this.lane = lane;
@@ -77,9 +76,9 @@ export class Backlog<N extends Unaccepted = Unaccepted> {
     if (group.heads.length > windowSize) group.heads.pop();
   }
 
-  /** Whether anybody waits whose request is not accepted yet. */
-  get hasNewcomers(): boolean {
-    return this.newcomerCount > 0;
+  /** How many callers wait whose requests are not accepted yet. */
+  get newcomerCount(): number {
+    return this.newcomersNow;
   }
 
   /** How many of a group wait without being accepted. */
@@ -96,10 +95,10 @@ export class Backlog<N extends Unaccepted = Unaccepted> {
   arrive(newcomer: N): () => void {
     const group = this.groupOf(newcomer.record);
     const member = group.newcomers.add(newcomer);
-    this.newcomerCount++;
+    this.newcomersNow++;
     return () => {
       if (!group.newcomers.delete(member)) return;
-      this.newcomerCount--;
+      this.newcomersNow--;
       this.forgetEmpty(group);
     };
   }
@@ -145,7 +144,7 @@ export class Backlog<N extends Unaccepted = Unaccepted> {
     let newcomer: N | undefined;
     if (group.newcomers.oldest?.record === record) {
       newcomer = group.newcomers.shift();
-      this.newcomerCount--;
+      this.newcomersNow--;
     } else {
       const at = group.heads.indexOf(record);
       if (at < 0) return undefined;

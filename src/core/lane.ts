@@ -42,6 +42,8 @@ export interface Lane {
   flow: LaneFlow;
   /** The calls in flight, in the order in which they were granted. */
   slots: Members<Slot>;
+  /** When a call was answered last; steady, as all instants of lanes. */
+  answeredAt: number;
   holds: Holds;
 }
 

@@ -119,6 +119,7 @@ export class Lanes {
       backlog: new Backlog(key),
       flow,
       slots: new Members(),
+      answeredAt: Number.NEGATIVE_INFINITY,
       holds: new Holds(),
     };
     this.lanes.set(key, lane);
@@ -299,6 +300,11 @@ export class Lanes {
     return upstream.inFlight >= upstream.maxConcurrency || slots.size >= Math.floor(flow.concurrency.limit);
   }
 
+  /** Whether a call was answered within the last `withinMs`. */
+  isMoving({ answeredAt }: Lane, withinMs: number, wallNow: number): boolean {
+    return this.steady(wallNow) - answeredAt <= withinMs;
+  }
+
   /** The tokens that a request is reckoned at. */
   tokensOf(lane: Lane, { terms: { size } }: RequestRecord): number {
     return this.flow.amounts(lane.flow, size).tokens;
@@ -340,7 +346,9 @@ export class Lanes {
     reading: Reading,
     { now: wallNow, luck, isWhole }: { now: number; luck: number; isWhole: boolean },
   ): void {
-    this.learning.learn(slot, record, reading, { now: this.steady(wallNow), luck, isWhole });
+    const now = this.steady(wallNow);
+    if (reading.verdict === "success") slot.lane.answeredAt = now;
+    this.learning.learn(slot, record, reading, { now, luck, isWhole });
   }
 
   /**

@@ -203,7 +203,7 @@ export class Queue {
     try {
       let slot = this.scheduler.slotFor(record);
       if (!slot && mayWaitUnaccepted(draft)) {
-        const soon = this.scheduler.slotSoon(record);
+        const soon = this.scheduler.slotSoon(record, draft.hold);
         if (soon) slot = await soon;
         this.checkStillWanted(draft, slot);
       }
@@ -217,7 +217,8 @@ export class Queue {
   /** @throws AppError where nothing new is taken any more; undefined where the caller has gone meanwhile */
   private checkStillWanted(draft: Draft, slot: Slot | undefined): void {
     const refusal = this.refusal();
-    if (!refusal && !draft.isGone?.()) return;
+    // Who does not wait for the answer may go: it wants its request accepted.
+    if (!refusal && !(draft.hold && draft.isGone?.())) return;
     if (slot) this.scheduler.release(slot);
     throw refusal;
   }
@@ -617,9 +618,9 @@ export class Queue {
   }
 }
 
-/** A call whose caller waits anyhow, and which cannot be known yet. */
-const mayWaitUnaccepted = ({ hold, idempotencyKey, isRetry }: Draft): boolean =>
-  hold && idempotencyKey === undefined && !isRetry;
+/** A call that cannot be known yet. */
+const mayWaitUnaccepted = ({ idempotencyKey, isRetry }: Draft): boolean =>
+  idempotencyKey === undefined && !isRetry;
 
 function keyOf({ project, endpoint, idempotencyKey }: Draft) {
   return idempotencyKey === undefined ? undefined : { project, endpoint, key: idempotencyKey };

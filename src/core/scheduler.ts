@@ -50,6 +50,15 @@ export interface Callers {
 const troubleRetryMs = 1000;
 /** How long a caller waits for a slot before its request is queued. Nothing is promised and nothing sent before. */
 const newcomerPatienceMs = 1000;
+/**
+ * One who only wants to know that its request is accepted waits for a slot, too, where slots come so quickly that it is
+ * hardly told later: half of what its request costs is the way through the queue, and once a queue is there it grows,
+ * because accepting takes the CPU from those who could empty it.
+ */
+const briefPatienceMs = 100;
+/** Where as many wait, or nothing was answered for as long, slots do not come so quickly. */
+const briefCrowd = 128;
+const quickMs = 30;
 const rowsPerRead = 128;
 /** A wall clock that is further from where it should be was set; less is set right in passing. */
 const smallestJumpMs = 2_000;
@@ -158,19 +167,25 @@ export class Scheduler {
     const lane = this.laneFor(record, now);
     if (!lane) return undefined;
     const { backlog } = lane;
-    const othersAreDue = backlog.hasNewcomers || (!backlog.isEmpty && (backlog.nextDueAt() ?? 0) <= now);
+    const othersAreDue = backlog.newcomerCount > 0 || (!backlog.isEmpty && (backlog.nextDueAt() ?? 0) <= now);
     return othersAreDue ? undefined : this.lanes.slot(lane, record, now);
   }
 
   /**
-   * The same for a caller who waits anyhow, and who is held up by nothing but others: its turn, if it comes within
-   * its patience. The request is accepted when it starts, which saves the way through the queue: a third of the work,
-   * when there is too much of it. Undefined at once where that will take too long, or later where it did.
+   * The same for a caller who is held up by nothing but others: its turn, if it comes within its patience. The request is
+   * accepted when it starts, which saves the way through the queue: a third of the work, when there is too much of it.
+   * Undefined at once where that will take too long, or later where it did.
+   *
+   * @param hold the caller waits for its answer anyhow
    */
-  slotSoon(record: RequestRecord): Promise<Slot | undefined> | undefined {
+  slotSoon(record: RequestRecord, hold: boolean): Promise<Slot | undefined> | undefined {
     const { clock } = this.world;
-    const lane = this.laneFor(record, clock.now());
-    if (!lane || !this.isSoon(lane, record, clock.now())) return undefined;
+    const now = clock.now();
+    const patienceMs = hold ? newcomerPatienceMs : briefPatienceMs;
+    const lane = this.laneFor(record, now);
+    if (!lane || !this.isSoon(lane, record, patienceMs, now)) return undefined;
+    if (!hold && (lane.backlog.newcomerCount >= briefCrowd || !this.lanes.isMoving(lane, quickMs, now)))
+      return undefined;
     return new Promise((resolve) => {
       const newcomer: Newcomer = {
         record,
@@ -181,7 +196,7 @@ export class Scheduler {
         },
       };
       const leave = lane.backlog.arrive(newcomer);
-      const cancelTimer = clock.timer(newcomerPatienceMs, () => newcomer.serve(undefined));
+      const cancelTimer = clock.timer(patienceMs, () => newcomer.serve(undefined));
       // What has just come free is for those who came before.
       if (!this.lanes.isBusy(lane)) this.dispatch([lane]);
     });
@@ -192,9 +207,9 @@ export class Scheduler {
    * even the queue moves as quickly as that, newcomers need not go through it: else the first one in there would send
    * all who come after it the same way, for as long as there are more of them than capacity.
    */
-  private isSoon(lane: Lane, record: RequestRecord, now: number): boolean {
+  private isSoon(lane: Lane, record: RequestRecord, patienceMs: number, now: number): boolean {
     if (this.lanes.openingOf(lane, now).opensAt > now) return false;
-    if (lane.backlog.hasWaitedSince(record, now - newcomerPatienceMs)) return false;
+    if (lane.backlog.hasWaitedSince(record, now - patienceMs)) return false;
     return this.lanes.isBusy(lane) || lane.backlog.next(now) !== undefined;
   }
 
@@ -388,7 +403,7 @@ export class Scheduler {
     }
     // Where more than capacity is wanting, nobody's turn comes soon.
     for (const lane of tried)
-      if (lane.backlog.hasNewcomers && !this.lanes.isOnlyBusy(lane, now)) this.sendToQueue(lane);
+      if (lane.backlog.newcomerCount > 0 && !this.lanes.isOnlyBusy(lane, now)) this.sendToQueue(lane);
     for (const lane of tried) if (lane.backlog.size > 0) this.lookAhead(lane, now);
   }
 

@@ -479,7 +479,7 @@ describe("whatever happens between a backlog and its store,", () => {
         const left = [...model.rows.values(), ...model.arrived.map(({ record }) => record)];
         const taken = model.drain();
         expect([...taken].sort()).toEqual(left.map(({ id }) => id).sort());
-        expect([model.backlog.isEmpty, model.backlog.hasNewcomers]).toEqual([true, false]);
+        expect([model.backlog.isEmpty, model.backlog.newcomerCount > 0]).toEqual([true, false]);
         for (const project of projects) {
           for (const priority of ["default", "batch"]) {
             const inGroup = (row: RequestRecord) => row.project === project && row.priority === priority;

@@ -382,12 +382,70 @@ describe("callers who wait where only capacity is wanting", () => {
     const crowded = crowd(loop, 40, 10_000);
     for (let i = 0; i < 9; i++) {
       await loop.pass(1000);
-      await loop.submit("m");
+      await loop.submit("m", { idempotencyKey: `key ${i}` });
     }
     await loop.pass(minuteMs);
     await crowded;
     expect(loop.calls.length).toBeGreaterThan(700);
     expect(queuedOf(loop)).toBe(9);
+  });
+
+  /** So many who only want their requests accepted, each with the next one as soon as it is, for so long. */
+  function producers(loop: Loop, count: number, ms: number): Promise<unknown> {
+    const until = loop.clock.now() + ms;
+    const producer = async () => {
+      while (loop.clock.now() < until) {
+        await loop.submit("m");
+        await new Promise<void>((resolve) => loop.clock.timer(1, resolve));
+      }
+    };
+    return Promise.all(Array.from({ length: count }, producer));
+  }
+
+  test("need not go through the queue, where they only want their requests accepted, as long as slots come quickly", async () => {
+    const loop = await Loop.begun({
+      settings: { upstreams: [{ name: "u", maxConcurrency: 64 }] },
+      answer: () => ({ ms: 10, outcome: response(200) }),
+    });
+    const produced = producers(loop, 20, 2_000);
+    await loop.pass(3_000);
+    await produced;
+    expect(loop.calls.length).toBeGreaterThan(5000);
+    // Before the first answers nobody knows.
+    expect(queuedOf(loop)).toBeLessThan(200);
+  });
+
+  test.each([
+    ["nothing is answered", 60_000, 1],
+    ["answers take long", 500, 2],
+    ["more of them wait than have their turn soon", 10, 200],
+  ])("go to the queue, where they only want their requests accepted and %s", async (_, ms, callers) => {
+    const loop = await Loop.begun({ ...oneAtATime, answer: () => ({ ms, outcome: response(200) }) });
+    for (let i = 0; i < callers; i++) void loop.call("m", interactive);
+    await loop.pass(700);
+    const before = queuedOf(loop);
+    await loop.submit("m", interactive);
+    expect(queuedOf(loop)).toBe(before + 1);
+  });
+
+  test("wait for a tenth of a second at most, where they only want their requests accepted", async () => {
+    let calls = 0;
+    const loop = await Loop.begun({
+      settings: { upstreams: [{ name: "u", maxConcurrency: 2 }] },
+      answer: () => ({ ms: calls++ === 1 ? 10 : 60_000, outcome: response(200) }),
+    });
+    for (let i = 0; i < 2; i++) await loop.submit("m", interactive);
+    await loop.pass(11);
+    await loop.submit("m", interactive);
+    let isAccepted = false;
+    void loop.submit("m", interactive).then(() => {
+      isAccepted = true;
+    });
+    await loop.pass(99);
+    expect(isAccepted).toBe(false);
+    await loop.pass(1);
+    expect(isAccepted).toBe(true);
+    expect(queuedOf(loop)).toBe(1);
   });
 
   test("overtake nobody who is in the queue, nor are overtaken from there", async () => {
