@@ -44,6 +44,8 @@ export interface Lane {
   slots: Members<Slot>;
   /** When a call was answered last; steady, as all instants of lanes. */
   answeredAt: number;
+  /** How long it takes from one answer to the next, of late; in ms. */
+  answerGapMs: number;
   holds: Holds;
 }
 

@@ -51,6 +51,18 @@ const waitReasons = { breaker: "breaker", unreachable: "backoff", rate_limit: "r
 /** Until whoever waits is tried again. */
 const full: Hold = { why: "capacity", until: Number.POSITIVE_INFINITY };
 
+/** Nothing is known of a lane that is slower, and need not be. */
+const longestGapMs = 1000;
+const longestTurnMs = 30;
+/** The gap of late is that of about so many answers. */
+const gapsMeant = 32;
+
+function noteAnswer(lane: Lane, now: number): void {
+  const gapMs = Math.min(longestGapMs, Math.abs(now - lane.answeredAt));
+  lane.answerGapMs += (gapMs - lane.answerGapMs) / gapsMeant;
+  lane.answeredAt = now;
+}
+
 export class Lanes {
   readonly flow: Flow;
   private readonly lanes = new Map<string, Lane>();
@@ -120,6 +132,7 @@ export class Lanes {
       flow,
       slots: new Members(),
       answeredAt: Number.NEGATIVE_INFINITY,
+      answerGapMs: longestGapMs,
       holds: new Holds(),
     };
     this.lanes.set(key, lane);
@@ -300,9 +313,11 @@ export class Lanes {
     return upstream.inFlight >= upstream.maxConcurrency || slots.size >= Math.floor(flow.concurrency.limit);
   }
 
-  /** Whether a call was answered within the last `withinMs`. */
-  isMoving({ answeredAt }: Lane, withinMs: number, wallNow: number): boolean {
-    return this.steady(wallNow) - answeredAt <= withinMs;
+  /** How long it takes from one answer to the next, in ms; roughly, and at least as long as nothing has been answered. */
+  answerGapMs({ answeredAt, answerGapMs }: Lane, wallNow: number): number {
+    const silentMs = Math.abs(this.steady(wallNow) - answeredAt);
+    // Many come in one turn of the event loop, which takes some ms itself.
+    return silentMs > longestTurnMs ? Math.max(silentMs, answerGapMs) : answerGapMs;
   }
 
   /** The tokens that a request is reckoned at. */
@@ -347,7 +362,7 @@ export class Lanes {
     { now: wallNow, luck, isWhole }: { now: number; luck: number; isWhole: boolean },
   ): void {
     const now = this.steady(wallNow);
-    if (reading.verdict === "success") slot.lane.answeredAt = now;
+    if (reading.verdict === "success") noteAnswer(slot.lane, now);
     this.learning.learn(slot, record, reading, { now, luck, isWhole });
   }
 

@@ -62,7 +62,7 @@ export interface Draft {
   takesEcho?: boolean;
   /** The caller stays on the line. */
   hold: boolean;
-  /** Whether the caller has gone: what is not accepted by then never is. */
+  /** Whether the caller has gone. With `hold`, what is not accepted by then never is. */
   isGone?: () => boolean;
   /** Calls back when the caller goes; the returned function ends that. */
   onGone?: (callback: () => void) => () => void;
@@ -214,7 +214,7 @@ export class Queue {
     }
   }
 
-  /** @throws AppError where nothing new is taken any more; undefined where the caller has gone meanwhile */
+  /** @throws AppError where nothing new is taken any more; undefined where a caller on the line has gone meanwhile */
   private checkStillWanted(draft: Draft, slot: Slot | undefined): void {
     const refusal = this.refusal();
     // Who does not wait for the answer may go: it wants its request accepted.

@@ -51,14 +51,15 @@ const troubleRetryMs = 1000;
 /** How long a caller waits for a slot before its request is queued. Nothing is promised and nothing sent before. */
 const newcomerPatienceMs = 1000;
 /**
- * One who only wants to know that its request is accepted waits for a slot, too, where slots come so quickly that it is
- * hardly told later: half of what its request costs is the way through the queue, and once a queue is there it grows,
- * because accepting takes the CPU from those who could empty it.
+ * Who only wants to know that its request is accepted waits for a slot, too, where slots come so quickly that it is hardly
+ * told later: its request is spared the way through the queue, and once a queue is there it grows, because accepting
+ * takes the CPU from those who could empty it.
  */
 const briefPatienceMs = 100;
-/** Where as many wait, or nothing was answered for as long, slots do not come so quickly. */
-const briefCrowd = 128;
-const quickMs = 30;
+/** Where answers are further apart, a producer who hands in one request after the other would be held up. */
+const quickGapMs = 2;
+/** No more wait at a time, so that they are no crowd for those who wait for their answers. */
+const mostBrief = 64;
 const rowsPerRead = 128;
 /** A wall clock that is further from where it should be was set; less is set right in passing. */
 const smallestJumpMs = 2_000;
@@ -176,16 +177,14 @@ export class Scheduler {
    * accepted when it starts, which saves the way through the queue: a third of the work, when there is too much of it.
    * Undefined at once where that will take too long, or later where it did.
    *
-   * @param hold the caller waits for its answer anyhow
+   * @param hold the caller waits for its answer anyhow; else it wants to be told at once
    */
   slotSoon(record: RequestRecord, hold: boolean): Promise<Slot | undefined> | undefined {
     const { clock } = this.world;
     const now = clock.now();
     const patienceMs = hold ? newcomerPatienceMs : briefPatienceMs;
     const lane = this.laneFor(record, now);
-    if (!lane || !this.isSoon(lane, record, patienceMs, now)) return undefined;
-    if (!hold && (lane.backlog.newcomerCount >= briefCrowd || !this.lanes.isMoving(lane, quickMs, now)))
-      return undefined;
+    if (!lane || !(hold ? this.isSoon(lane, record, now) : this.isVerySoon(lane, now))) return undefined;
     return new Promise((resolve) => {
       const newcomer: Newcomer = {
         record,
@@ -207,9 +206,21 @@ export class Scheduler {
    * even the queue moves as quickly as that, newcomers need not go through it: else the first one in there would send
    * all who come after it the same way, for as long as there are more of them than capacity.
    */
-  private isSoon(lane: Lane, record: RequestRecord, patienceMs: number, now: number): boolean {
+  private isSoon(lane: Lane, record: RequestRecord, now: number): boolean {
+    if (lane.backlog.hasWaitedSince(record, now - newcomerPatienceMs)) return false;
+    return this.isHeldByOthers(lane, now);
+  }
+
+  /** The same for one who is to be told at once: it is reckoned by how quickly answers come. */
+  private isVerySoon(lane: Lane, now: number): boolean {
+    const { newcomerCount, size } = lane.backlog;
+    const gapMs = this.lanes.answerGapMs(lane, now);
+    if (gapMs > quickGapMs || newcomerCount >= mostBrief) return false;
+    return (newcomerCount + size + 1) * gapMs <= briefPatienceMs && this.isHeldByOthers(lane, now);
+  }
+
+  private isHeldByOthers(lane: Lane, now: number): boolean {
     if (this.lanes.openingOf(lane, now).opensAt > now) return false;
-    if (lane.backlog.hasWaitedSince(record, now - patienceMs)) return false;
     return this.lanes.isBusy(lane) || lane.backlog.next(now) !== undefined;
   }
 

@@ -390,62 +390,105 @@ describe("callers who wait where only capacity is wanting", () => {
     expect(queuedOf(loop)).toBe(9);
   });
 
-  /** So many who only want their requests accepted, each with the next one as soon as it is, for so long. */
-  function producers(loop: Loop, count: number, ms: number): Promise<unknown> {
-    const until = loop.clock.now() + ms;
-    const producer = async () => {
-      while (loop.clock.now() < until) {
-        await loop.submit("m");
-        await new Promise<void>((resolve) => loop.clock.timer(1, resolve));
-      }
-    };
-    return Promise.all(Array.from({ length: count }, producer));
-  }
+  describe("who only want their requests accepted", () => {
+    /** So many, each with its next request as soon as the one before is accepted, for so long. */
+    function producers(loop: Loop, count: number, ms: number, over: object = {}): Promise<unknown> {
+      const until = loop.clock.now() + ms;
+      const producer = async () => {
+        while (loop.clock.now() < until) {
+          await loop.submit("m", over);
+          await new Promise<void>((resolve) => loop.clock.timer(1, resolve));
+        }
+      };
+      return Promise.all(Array.from({ length: count }, producer));
+    }
 
-  test("need not go through the queue, where they only want their requests accepted, as long as slots come quickly", async () => {
-    const loop = await Loop.begun({
-      settings: { upstreams: [{ name: "u", maxConcurrency: 64 }] },
-      answer: () => ({ ms: 10, outcome: response(200) }),
-    });
-    const produced = producers(loop, 20, 2_000);
-    await loop.pass(3_000);
-    await produced;
-    expect(loop.calls.length).toBeGreaterThan(5000);
-    // Before the first answers nobody knows.
-    expect(queuedOf(loop)).toBeLessThan(200);
-  });
+    /** A lane that answers 64 calls every 10 ms, until `answerMs` is set. */
+    async function quickLane() {
+      const upstream = { answerMs: 10 };
+      const loop = await Loop.begun({
+        settings: { upstreams: [{ name: "u", maxConcurrency: 64, minConcurrency: 64 }] },
+        answer: () => ({ ms: upstream.answerMs, outcome: response(200) }),
+      });
+      return { loop, upstream };
+    }
 
-  test.each([
-    ["nothing is answered", 60_000, 1],
-    ["answers take long", 500, 2],
-    ["more of them wait than have their turn soon", 10, 200],
-  ])("go to the queue, where they only want their requests accepted and %s", async (_, ms, callers) => {
-    const loop = await Loop.begun({ ...oneAtATime, answer: () => ({ ms, outcome: response(200) }) });
-    for (let i = 0; i < callers; i++) void loop.call("m", interactive);
-    await loop.pass(700);
-    const before = queuedOf(loop);
-    await loop.submit("m", interactive);
-    expect(queuedOf(loop)).toBe(before + 1);
-  });
+    test("need not go through the queue as long as slots come quickly", async () => {
+      const { loop } = await quickLane();
+      const produced = producers(loop, 20, 2000);
+      await loop.pass(500);
+      // At first nobody knows how quickly they come.
+      const atFirst = queuedOf(loop);
+      await loop.pass(2000);
+      await produced;
+      expect(loop.calls.length).toBeGreaterThan(5000);
+      expect(queuedOf(loop)).toBe(atFirst);
+    });
 
-  test("wait for a tenth of a second at most, where they only want their requests accepted", async () => {
-    let calls = 0;
-    const loop = await Loop.begun({
-      settings: { upstreams: [{ name: "u", maxConcurrency: 2 }] },
-      answer: () => ({ ms: calls++ === 1 ? 10 : 60_000, outcome: response(200) }),
+    test("need not after a stall either, when those who went through it have had their turn", async () => {
+      const { loop, upstream } = await quickLane();
+      const produced = producers(loop, 8, 4000);
+      await loop.pass(1000);
+      upstream.answerMs = 40;
+      await loop.pass(20);
+      upstream.answerMs = 10;
+      await loop.pass(1000);
+      const before = queuedOf(loop);
+      await loop.pass(2500);
+      await produced;
+      expect(queuedOf(loop)).toBe(before);
     });
-    for (let i = 0; i < 2; i++) await loop.submit("m", interactive);
-    await loop.pass(11);
-    await loop.submit("m", interactive);
-    let isAccepted = false;
-    void loop.submit("m", interactive).then(() => {
-      isAccepted = true;
+
+    test("wait for a tenth of a second at most", async () => {
+      const { loop, upstream } = await quickLane();
+      void producers(loop, 20, 1000);
+      await loop.pass(995);
+      // From now on every slot is taken by a call that is never answered.
+      upstream.answerMs = minuteMs;
+      await loop.pass(12);
+      for (let i = loop.lanes.inFlight; i < 64; i++) await loop.submit("m");
+      let isAccepted = false;
+      void loop.submit("m").then(() => {
+        isAccepted = true;
+      });
+      await loop.pass(99);
+      expect(isAccepted).toBe(false);
+      await loop.pass(1);
+      expect(isAccepted).toBe(true);
     });
-    await loop.pass(99);
-    expect(isAccepted).toBe(false);
-    await loop.pass(1);
-    expect(isAccepted).toBe(true);
-    expect(queuedOf(loop)).toBe(1);
+
+    test.each([
+      ["nothing is answered", 60_000, 1],
+      ["answers take long", 500, 2],
+      ["more of them wait than have their turn soon", 10, 200],
+    ])("go to the queue where %s", async (_, ms, callers) => {
+      const loop = await Loop.begun({ ...oneAtATime, answer: () => ({ ms, outcome: response(200) }) });
+      for (let i = 0; i < callers; i++) void loop.call("m", interactive);
+      await loop.pass(700);
+      const before = queuedOf(loop);
+      await loop.submit("m", interactive);
+      expect(queuedOf(loop)).toBe(before + 1);
+    });
+
+    test("are not held up by an upstream that takes forty calls a second, one request after the other", async () => {
+      const loop = await Loop.begun({
+        settings: { upstreams: [{ name: "u", maxConcurrency: 4 }] },
+        answer: () => ({ ms: 100, outcome: response(200) }),
+      });
+      void producers(loop, 4, 2000);
+      await loop.pass(1000);
+      for (let i = 0; i < 100; i++) await loop.submit("m");
+      expect(loop.calls.length).toBeLessThan(60);
+    });
+
+    test("have them accepted where they go meanwhile", async () => {
+      const { loop } = await quickLane();
+      const produced = producers(loop, 80, 300, { isGone: () => true });
+      await loop.pass(500);
+      await produced;
+      const accepted = loop.told.filter(({ event }) => event === "accepted").length;
+      expect(accepted).toBeGreaterThan(1000);
+    });
   });
 
   test("overtake nobody who is in the queue, nor are overtaken from there", async () => {
