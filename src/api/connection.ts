@@ -2,13 +2,14 @@
 
 import type { ServerResponse } from "node:http";
 import type { Socket } from "node:net";
+import type { ReadyGroup } from "../core/ports.ts";
 import type { RequestRecord } from "../core/request.ts";
 
 /** The caller closes its half, resets the connection, or it is closed. */
 export type Farewell = "end" | "reset" | "close";
 
 /** For what turns a request waits: those of its lane that its priority and project get. */
-export type Turns = Pick<RequestRecord, "lane" | "priority" | "project">;
+export type Turns = Omit<ReadyGroup, "count">;
 
 /** Listeners are objects, and the socket has one of each kind for all calls: its own are dear. */
 export interface FarewellListener {

@@ -58,7 +58,7 @@ const newcomerPatienceMs = 1000;
 const briefPatienceMs = 100;
 /** Where answers are further apart, a producer who hands in one request after the other would be held up. */
 const quickGapMs = 2;
-/** No more wait at a time, so that they are no crowd for those who wait for their answers. */
+/** Where as many wait already, nobody does so: they must not be the crowd for which others rest. */
 const mostBrief = 64;
 const rowsPerRead = 128;
 /** A wall clock that is further from where it should be was set; less is set right in passing. */
@@ -225,7 +225,7 @@ export class Scheduler {
   }
 
   /** How many callers wait for the same turns unaccepted. */
-  crowd(of: Pick<RequestRecord, "lane" | "priority" | "project">): number {
+  crowd(of: Omit<ReadyGroup, "count">): number {
     return this.lanes.find(of.lane)?.backlog.crowd(of) ?? 0;
   }
 
