@@ -9,7 +9,7 @@ import Database from "better-sqlite3";
 import { Pool } from "undici";
 
 const { plant, dist } = JSON.parse(process.env.CRASH_PLAN ?? "{}");
-const ofEngine = async () => (await import(`${dist}/store/sqlite/engine.js`)).Engine.prototype;
+const ofReader = async () => (await import(`${dist}/store/sqlite/reader.js`)).Reader.prototype;
 
 /** Puts something around every statement that is run, or asked for one row. */
 function aroundStatements(around) {
@@ -85,14 +85,14 @@ const inWriter = {
   },
   /** Leaves what a crash interrupted as it is. */
   async "forgets-the-interrupted"() {
-    const engine = await ofEngine();
-    engine.interrupted = () => [];
+    const reader = await ofReader();
+    reader.interrupted = () => [];
   },
   /** Calls again although the caller said never to. */
   async "calls-again-what-must-not-be"() {
-    const engine = await ofEngine();
-    const { interrupted } = engine;
-    engine.interrupted = function (...args) {
+    const reader = await ofReader();
+    const { interrupted } = reader;
+    reader.interrupted = function (...args) {
       const rows = interrupted.apply(this, args);
       for (const { terms } of rows) terms.onUnknown = "retry";
       return rows;

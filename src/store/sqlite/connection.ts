@@ -112,3 +112,13 @@ function compareVersions(a: string, b: string): number {
   }
   return 0;
 }
+
+/** `full`: no space, try later. `failed`: the disk or the file is in doubt. Undefined: a fault of a statement. */
+export function diskErrorKind(error: unknown): "full" | "failed" | undefined {
+  const code = error instanceof Error && "code" in error ? String(error.code) : "";
+  // The log's shared memory could not grow: nothing that is on disk is in doubt.
+  if (code === "SQLITE_FULL" || code === "SQLITE_IOERR_SHMSIZE") return "full";
+  return /^SQLITE_(IOERR|CORRUPT|NOTADB|READONLY|CANTOPEN|BUSY|LOCKED|NOMEM|PROTOCOL)/.test(code)
+    ? "failed"
+    : undefined;
+}

@@ -1,30 +1,12 @@
-/** SQLite itself: everything synchronous. Runs in a worker thread, or in process for `:memory:`. */
+/** What is written, and how it gets to disk. Runs in a worker thread, or in process for `:memory:`. */
 
 import { labelsOf } from "../../core/ledger/labels.ts";
-import type {
-  ChangeSet,
-  CommitResult,
-  EventBatch,
-  FlowRow,
-  Part,
-  PartKind,
-  ReadyGroup,
-  RecentCall,
-  Vector,
-} from "../../core/ports.ts";
-import {
-  type AttemptRecord,
-  attemptUnderWay,
-  type Owner,
-  type Priority,
-  type RequestRecord,
-} from "../../core/request.ts";
+import type { ChangeSet, CommitResult } from "../../core/ports.ts";
 import { Table } from "../../core/table.ts";
-import { busyMs } from "./connection.ts";
+import { diskErrorKind } from "./connection.ts";
 import { Facets } from "./facets.ts";
 import { HeldTable, notHeld } from "./held.ts";
 import { labelNumber } from "./label-number.ts";
-import { Ledger } from "./ledger.ts";
 import {
   type AcceptOp,
   type ChangeOp,
@@ -36,10 +18,12 @@ import {
   type VectorRow,
 } from "./op.ts";
 import { unpacked } from "./pack.ts";
-import { type PartRow, PartTable, partRows, partsIn, rowKinds, type StoredPart } from "./parts.ts";
+import { type PartRow, PartTable, partRows } from "./parts.ts";
+import { Reader } from "./reader.ts";
 import * as rows from "./rows.ts";
 import { Spans } from "./spans.ts";
 import { Usage } from "./usage.ts";
+import { WriteAheadLog } from "./write-ahead-log.ts";
 
 /**
  * Vectors are many, and asked for again at little cost: one that nobody has made anew for this long only takes up
@@ -48,45 +32,6 @@ import { Usage } from "./usage.ts";
  */
 const vectorLifeMs = 30 * 24 * 60 * 60 * 1000;
 const vectorsSweptBeside = 16;
-
-/** The log is copied into the database when it holds this many pages. */
-const longLogPages = 1000;
-
-const marks = (count: number): string => Array(count).fill("?").join(", ");
-const isReady = "state IN ('queued', 'retrying')";
-
-export type { Shelved } from "./ledger.ts";
-
-/** What reads offer, by name: the reader thread is asked by these names. */
-export type Reads = Pick<
-  Engine,
-  | "get"
-  | "byKey"
-  | "byResponse"
-  | "parts"
-  | "events"
-  | "attempts"
-  | "list"
-  | "groups"
-  | "heads"
-  | "expiring"
-  | "toldToWait"
-  | "interrupted"
-  | "flow"
-  | "calledSince"
-  | "newest"
-  | "vectors"
-  | "many"
-  | "counts"
-  | "deadLetters"
-  | "usage"
-  | "erasable"
-  | "unwanted"
-  | "size"
-  | "bulk"
-  | "bulkByKey"
-  | "bulks"
->;
 
 const applied: CommitResult = { status: "applied" };
 
@@ -106,14 +51,14 @@ const settings = (columns: string[], kept: Record<string, string>): string =>
     .join(", ");
 const fence = "seq = ? AND state = ? AND attempt = ? AND round = ? AND owner_node IS ? AND owner_epoch IS ?";
 
-/** Statements of the writer, and those for events. Constants, because they are found by their text. */
+/** Statements of the writer. Constants, because they are found by their text. */
 const sql = {
   insertRequest: `INSERT INTO requests (seq, facet, ${acceptColumns.join(", ")})
     VALUES (?, ?, ${rows.marksFor(acceptColumns)})`,
   insertLabel: "INSERT OR IGNORE INTO labels (label, request_seq) VALUES (?, ?)",
   insertKey: "INSERT INTO idempotency_keys (project, endpoint, key, request_seq) VALUES (?, ?, ?, ?)",
   insertAttempt: `INSERT INTO attempts (request_seq, ${rows.attemptColumns.join(", ")})
-    VALUES (${marks(rows.attemptColumns.length + 1)})`,
+    VALUES (?, ${rows.marksFor(rows.attemptColumns)})`,
   update: `UPDATE requests
     SET facet = ?, ${settings(rows.changingColumns, { forks: longerForks, degraded: keptDegraded })} WHERE ${fence}`,
   updateRound: `UPDATE requests
@@ -125,9 +70,6 @@ const sql = {
   fenced: `SELECT forks FROM requests WHERE ${fence}`,
   updateForks: "UPDATE requests SET forks = ? WHERE seq = ?",
   insertEvents: "INSERT INTO events (request_seq, seq, bytes) VALUES (?, ?, ?)",
-  eventsFrom: `SELECT seq AS after, bytes FROM events WHERE request_seq = ? AND seq <= ?
-    ORDER BY seq DESC LIMIT 1`,
-  nextEvents: "SELECT seq AS after, bytes FROM events WHERE request_seq = ? AND seq > ? ORDER BY seq LIMIT 1",
   dropEvents: "DELETE FROM events WHERE request_seq = ?",
   dropParts: "DELETE FROM parts WHERE request_seq = ?",
   dropPack: "DELETE FROM packs WHERE request_seq = ?",
@@ -168,7 +110,7 @@ interface Place {
   facet: number;
 }
 
-export class Engine extends Ledger {
+export class Engine extends Reader {
   /** Places of requests that this connection has seen accepted or started, and that are being processed. */
   private readonly live = new Table<string, Place>();
   private readonly partTable = new PartTable(this.statement);
@@ -176,11 +118,10 @@ export class Engine extends Ledger {
   private readonly facets = new Facets(this.statement);
   private readonly spans = new Spans(this.statement);
   private readonly used = new Usage(this.statement);
+  private readonly log = new WriteAheadLog(this.statement);
 
   /** After a failed sync the next one may succeed without having written anything: nothing is written any more. */
   private doubt: Error | undefined;
-  /** What was erased is still in the log. */
-  private hasTraces = false;
 
   /** Counts a start of this node: whatever an earlier one left in `processing` is nobody's. */
   nextEpoch(node: string, now: number): number {
@@ -213,7 +154,7 @@ export class Engine extends Ledger {
   private writeTogether(ops: Op[]): (CommitResult | Error)[] {
     try {
       if (this.doubt) throw this.doubt;
-      this.checkpoint();
+      this.log.copyIfLong();
       return this.written(() => ops.map((op) => this.apply(op)));
     } catch (error) {
       if (diskErrorKind(error) === "failed") this.doubt = error as Error;
@@ -229,41 +170,10 @@ export class Engine extends Ledger {
     }
   }
 
-  /**
-   * Copies a log that has grown long into the database. SQLite would do so by itself after a commit, and keep it
-   * to itself when the disk fails. A full disk is left to the next write to tell.
-   */
-  private checkpoint(): void {
-    const { log } = this.statement("PRAGMA wal_checkpoint(NOOP)").get() as { log: number };
-    if (log >= longLogPages) this.copyLog();
-  }
-
-  private copyLog(): void {
-    try {
-      if (this.hasTraces) this.emptyLog();
-      else this.statement("PRAGMA wal_checkpoint(PASSIVE)").get();
-    } catch (error) {
-      if (diskErrorKind(error) !== "full") throw error;
-    }
-  }
-
-  /** Copies the log and cuts it off. Nobody waits for whoever is just reading it: then it is left to the next time. */
-  private emptyLog(): void {
-    this.statement("PRAGMA busy_timeout = 0").get();
-    try {
-      const { busy } = this.statement("PRAGMA wal_checkpoint(TRUNCATE)").get() as { busy: number };
-      this.hasTraces = busy !== 0;
-    } finally {
-      this.statement(`PRAGMA busy_timeout = ${busyMs}`).get();
-    }
-  }
-
   /** What was committed stays so, whatever becomes of this. */
   private clearTraces(): void {
-    this.hasTraces = true;
-    if (this.doubt) return;
     try {
-      this.copyLog();
+      this.log.clear(this.doubt !== undefined);
     } catch (error) {
       this.doubt = error as Error;
     }
@@ -552,149 +462,4 @@ export class Engine extends Ledger {
     this.statement(sql.keepBulk).run(rows.bulkValues(bulk));
     return applied;
   }
-
-  get(id: string): RequestRecord | undefined {
-    return this.one("SELECT * FROM requests WHERE id = ?", id);
-  }
-
-  byKey(project: string, endpoint: string, key: string): RequestRecord | undefined {
-    const sql = `SELECT requests.* FROM idempotency_keys JOIN requests ON requests.seq = request_seq
-      WHERE idempotency_keys.project = ? AND idempotency_keys.endpoint = ? AND key = ?`;
-    return this.one(sql, project, endpoint, key);
-  }
-
-  byResponse(project: string, responseId: string): RequestRecord | undefined {
-    const sql = "SELECT * FROM requests WHERE project = ? AND response_id = ? ORDER BY seq DESC LIMIT 1";
-    return this.one(sql, project, responseId);
-  }
-
-  parts(id: string, kinds: PartKind[]): Part[] {
-    const loose = this.looseParts(id, kinds);
-    if (loose.length > 0) return loose;
-    // All of one instant: they may just be packed, or unpacked.
-    return this.atOnce(() => {
-      const sql = "SELECT bytes FROM packs JOIN requests ON seq = request_seq WHERE id = ?";
-      const pack = this.statement(sql).pluck().get(id) as Uint8Array | undefined;
-      return pack ? unpacked(pack).filter(({ kind }) => kinds.includes(kind)) : this.looseParts(id, kinds);
-    });
-  }
-
-  private looseParts(id: string, kinds: PartKind[]): Part[] {
-    const inRows = rowKinds(kinds);
-    const sql = `SELECT kind, parts.seq AS seq, codec, bytes FROM parts
-      JOIN requests ON requests.seq = request_seq WHERE id = ? AND kind IN (${marks(inRows.length)})`;
-    const found = this.statement(sql).all(id, ...inRows) as StoredPart[];
-    return partsIn(found).filter(({ kind }) => kinds.includes(kind));
-  }
-
-  events(id: string, after: number, maxBytes: number): EventBatch[] {
-    // All of one instant: a stream that begins anew meanwhile must not be mixed with what it was.
-    return this.atOnce(() => {
-      const seq = this.seqOf(id);
-      return seq === undefined ? [] : this.eventsFrom(seq, after, maxBytes);
-    });
-  }
-
-  private eventsFrom(seq: number, after: number, maxBytes: number): EventBatch[] {
-    const batches: EventBatch[] = [];
-    let size = 0;
-    let batch = this.statement(sql.eventsFrom).get(seq, after) as EventBatch | undefined;
-    const next = this.statement(sql.nextEvents);
-    while (batch) {
-      batches.push(batch);
-      size += batch.bytes.byteLength;
-      batch = size < maxBytes ? (next.get(seq, batch.after) as EventBatch | undefined) : undefined;
-    }
-    return batches;
-  }
-
-  /** An attempt has a row of its own when it has ended; the one under way stands in its request's row. */
-  attempts(id: string): AttemptRecord[] {
-    const sql = `SELECT attempts.*, ${rows.ofAnswer("usage")}, ${rows.ofAnswer("findings")}
-      FROM attempts JOIN requests ON requests.seq = request_seq WHERE id = ? ORDER BY number`;
-    // All of one instant: an attempt that ends meanwhile must not be in neither place.
-    return this.atOnce(() => {
-      const ended = (this.statement(sql).all(id) as rows.RequestRow[]).map((row) => rows.toAttempt(id, row));
-      const record = this.get(id);
-      return record?.state === "processing" ? [...ended, attemptUnderWay(record)] : ended;
-    });
-  }
-
-  groups(): ReadyGroup[] {
-    const sql = `SELECT lane, priority, project, count(*) AS count FROM requests
-      WHERE ${isReady} GROUP BY lane, priority, project`;
-    const found = this.statement(sql).all() as (Omit<ReadyGroup, "priority"> & { priority: number })[];
-    return found.map((group) => ({ ...group, priority: rows.priorities[group.priority]! }));
-  }
-
-  heads({ lane, priority, project }: { lane: string; priority: Priority; project: string }, limit: number) {
-    const sql = `SELECT * FROM requests WHERE ${isReady} AND lane = ? AND priority = ? AND project = ?
-      ORDER BY due_at, id LIMIT ?`;
-    return this.all(sql, lane, rows.priorityNumber(priority), project, limit);
-  }
-
-  expiring({ lane, limit }: { lane?: string; limit: number }): RequestRecord[] {
-    const inLane = lane === undefined ? "" : "AND lane = ?";
-    // Of one lane, the planner would rather read and sort the whole lane.
-    const index = lane === undefined ? "requests_deadline" : "requests_lane_deadline";
-    const sql = `SELECT * FROM requests INDEXED BY ${index}
-      WHERE ${isReady} ${inLane} ORDER BY deadline_at LIMIT ?`;
-    return lane === undefined ? this.all(sql, limit) : this.all(sql, lane, limit);
-  }
-
-  toldToWait(now: number): { lane: string; until: number }[] {
-    const sql = `SELECT lane, max(due_at) AS until FROM requests WHERE ${isReady} AND due_at > ? AND EXISTS (SELECT 1 FROM attempts
-        WHERE request_seq = seq AND number = attempt AND reason = 'retry_after') GROUP BY lane`;
-    return this.statement(sql).all(now) as { lane: string; until: number }[];
-  }
-
-  interrupted(owner: Owner, limit: number): RequestRecord[] {
-    const sql = `SELECT * FROM requests
-      WHERE state = 'processing' AND owner_node = ? AND owner_epoch < ? LIMIT ?`;
-    return this.all(sql, owner.node, owner.epoch, limit);
-  }
-
-  flow(): FlowRow[] {
-    return this.statement("SELECT name, value FROM flow ORDER BY name").all() as FlowRow[];
-  }
-
-  calledSince(at: number): RecentCall[] {
-    const sql = `SELECT attempts.upstream, attempts.model, attempts.started_at, ${rows.ofAnswer("usage")}, verdict,
-        terms ->> '$.size' AS size
-      FROM attempts JOIN requests ON seq = request_seq
-      WHERE attempts.started_at >= ? AND attempts.ended_at IS NOT NULL
-      ORDER BY attempts.started_at, request_seq, number`;
-    return (this.statement(sql).all(at) as rows.RequestRow[]).map(rows.toRecentCall);
-  }
-
-  newest(project: string, bodyHash: string, endedAfter: number): RequestRecord | undefined {
-    const sql = `SELECT * FROM requests
-      WHERE project = ? AND body_hash = unhex(?) AND ended_at > ? AND state = 'completed' AND cached_from IS NULL
-      ORDER BY ended_at DESC, seq DESC LIMIT 1`;
-    return this.one(sql, project, bodyHash, endedAfter);
-  }
-
-  vectors(project: string, hashes: string[], createdAfter: number): Vector[] {
-    const sql = `SELECT created_at AS createdAt, bytes FROM vectors
-      WHERE project = ? AND hash = unhex(?) AND created_at > ?`;
-    // In a transaction only because that is faster than to lock the file for each.
-    return this.atOnce(() => {
-      const found: Vector[] = [];
-      for (const hash of new Set(hashes)) {
-        const vector = this.statement(sql).get(project, hash, createdAfter);
-        if (vector) found.push({ project, hash, ...(vector as Pick<Vector, "createdAt" | "bytes">) });
-      }
-      return found;
-    });
-  }
-}
-
-/** `full`: no space, try later. `failed`: the disk or the file is in doubt. Undefined: a fault of a statement. */
-export function diskErrorKind(error: unknown): "full" | "failed" | undefined {
-  const code = error instanceof Error && "code" in error ? String(error.code) : "";
-  // The log's shared memory could not grow: nothing that is on disk is in doubt.
-  if (code === "SQLITE_FULL" || code === "SQLITE_IOERR_SHMSIZE") return "full";
-  return /^SQLITE_(IOERR|CORRUPT|NOTADB|READONLY|CANTOPEN|BUSY|LOCKED|NOMEM|PROTOCOL)/.test(code)
-    ? "failed"
-    : undefined;
 }

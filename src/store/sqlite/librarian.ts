@@ -4,10 +4,10 @@
  */
 
 import { faultText } from "../../core/errors.ts";
-import type { Engine, Shelved } from "./engine.ts";
-import { isHeavy } from "./ledger.ts";
+import { isHeavy, type Shelved } from "./ledger.ts";
 import type { FiledOp } from "./op.ts";
 import { packed } from "./pack.ts";
+import type { Reader } from "./reader.ts";
 import {
   type Forgotten,
   isBroken,
@@ -52,7 +52,7 @@ export interface Step {
 export type LibrarianAsks = Pick<Librarian, "step" | "find" | "forget" | "flush" | "behind">;
 
 export class Librarian {
-  private readonly engine: Engine;
+  private readonly reader: Reader;
   private readonly options: LibrarianOptions;
   /** Not before it is needed: where it cannot be opened, the next one to ask tries again. */
   private opened: SearchFile | undefined;
@@ -65,8 +65,8 @@ export class Librarian {
   /** Of a request that could not be dealt with in the step under way. */
   private fault: string | undefined;
 
-  constructor(engine: Engine, options: LibrarianOptions) {
-    this.engine = engine;
+  constructor(reader: Reader, options: LibrarianOptions) {
+    this.reader = reader;
     this.options = options;
     // It would know ever less of what is there.
     if (!options.isOn) removeSearchFile(options.path);
@@ -84,7 +84,7 @@ export class Librarian {
   /** Deals with some requests: those that have ended, those that wait for long and, while the index is made, all. */
   step({ waitingSince, limit }: StepQuery): Step {
     this.fault = undefined;
-    const ended = this.engine.unfiled(limit);
+    const ended = this.reader.unfiled(limit);
     const hasMore = ended.length === limit || isHeavy(ended);
     if (!this.options.isOn) return { filed: filedOf(ended), hasMore };
     const known = this.ofFile((file) => ({
@@ -92,7 +92,7 @@ export class Librarian {
       forgotten: file.forgotten(this.forgottenTo, forgottenMax),
     }));
     if (!known) return { hasMore: true };
-    const waiting = this.engine.waitingSince(waitingSince, this.waitingTo, limit);
+    const waiting = this.reader.waitingSince(waitingSince, this.waitingTo, limit);
     const older = this.older(known.lookedTo, limit - ended.length);
     // While the index is made, one that has just ended is met twice.
     const toFile = [
@@ -137,7 +137,7 @@ export class Librarian {
     limit: number,
   ): { requests: Shelved[]; lookedTo: number | undefined } {
     if (from === undefined || limit === 0) return { requests: [], lookedTo: from };
-    const { requests, lookedTo } = this.engine.endedFrom(from, limit);
+    const { requests, lookedTo } = this.reader.endedFrom(from, limit);
     return { requests, lookedTo: lookedTo === from ? undefined : lookedTo };
   }
 
@@ -160,7 +160,7 @@ export class Librarian {
 
   /** A forgotten request that is gone from the database cannot come back; one that was tried again is another. */
   private isGone({ id, round }: Forgotten): boolean {
-    const record = this.engine.get(id);
+    const record = this.reader.get(id);
     return !record || record.bodiesErasedAt !== undefined || record.round > round;
   }
 
@@ -175,7 +175,7 @@ export class Librarian {
   }
 
   forget(ids: string[]): void {
-    const requests = ids.map((id) => ({ id, round: this.engine.get(id)?.round ?? 0 }));
+    const requests = ids.map((id) => ({ id, round: this.reader.get(id)?.round ?? 0 }));
     const isDone = this.ofFile((file) => {
       file.forget(requests);
       return true;
@@ -194,10 +194,10 @@ export class Librarian {
 
   /** How many requests are not looked through yet; while the index is being made, about. */
   behind(): number {
-    const unfiled = this.engine.countUnfiled();
+    const unfiled = this.reader.countUnfiled();
     try {
       const looked = this.file?.lookedTo;
-      return looked === undefined ? unfiled : Math.max(unfiled, this.engine.size().requests - looked, 1);
+      return looked === undefined ? unfiled : Math.max(unfiled, this.reader.size().requests - looked, 1);
     } catch {
       // It is not made as long as it cannot be opened; the next step tells why.
       return Math.max(unfiled, 1);
@@ -206,7 +206,7 @@ export class Librarian {
 
   close(): void {
     this.opened?.close();
-    this.engine.close();
+    this.reader.close();
   }
 
   /** Begins a new index where the error says that the old one is of no use, once. @throws the error where it does not help */

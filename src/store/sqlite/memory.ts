@@ -3,7 +3,8 @@
 import type { LedgerStore } from "../../core/ledger/ports.ts";
 import type { CacheStore, ChangeSet, CommitResult, FlowStore, Store } from "../../core/ports.ts";
 import { Watchers } from "../watchers.ts";
-import { Engine, type Reads } from "./engine.ts";
+import { Engine } from "./engine.ts";
+import type { Reads } from "./reader.ts";
 
 export interface MemoryStore extends Store, FlowStore, CacheStore, LedgerStore {
   engine: Engine;

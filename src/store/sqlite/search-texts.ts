@@ -1,6 +1,6 @@
 /** What a request's prompt and answer say, for the index. Bodies are JSON of any kind, or no JSON at all. */
 
-import type { Shelved } from "./engine.ts";
+import type { Shelved } from "./ledger.ts";
 import { folded } from "./search-words.ts";
 
 export interface Texts {

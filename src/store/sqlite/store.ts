@@ -21,9 +21,9 @@ import type {
   Store,
 } from "../../core/ports.ts";
 import { Watchers } from "../watchers.ts";
-import type { Reads } from "./engine.ts";
 import { type FiledOp, type Op, opOf, sizeOf } from "./op.ts";
 import { pack } from "./parcel.ts";
+import type { Reads } from "./reader.ts";
 import { Search } from "./search.ts";
 import { faultError, Thread } from "./thread.ts";
 

@@ -6,10 +6,11 @@
 
 import { parentPort, workerData } from "node:worker_threads";
 import type { CommitResult } from "../../core/ports.ts";
-import { diskErrorKind, Engine, type Reads } from "./engine.ts";
+import { diskErrorKind } from "./connection.ts";
 import type { LibrarianAsks, LibrarianOptions } from "./librarian.ts";
 import { lockFile } from "./lock.ts";
 import { type Parcel, unpack } from "./parcel.ts";
+import { Reader, type Reads } from "./reader.ts";
 
 export type WorkerData =
   | { role: "writer"; path: string; node: string; now: number; synchronous: "FULL" | "NORMAL" }
@@ -93,7 +94,14 @@ function serve({ commit, reads, close }: Duty): void {
   });
 }
 
-function write({ path, node, now, synchronous }: Extract<WorkerData, { role: "writer" }>): number {
+/** What only the writer and the librarian need is imported where they start: the others are smaller without. */
+async function write({
+  path,
+  node,
+  now,
+  synchronous,
+}: Extract<WorkerData, { role: "writer" }>): Promise<number> {
+  const { Engine } = await import("./engine.ts");
   const unlock = lockFile(path);
   const engine = new Engine(path, { readonly: false, synchronous });
   const epoch = engine.nextEpoch(node, now);
@@ -108,19 +116,18 @@ function write({ path, node, now, synchronous }: Extract<WorkerData, { role: "wr
   return epoch;
 }
 
-/** The others start faster without what it needs. */
-async function librarian(engine: Engine, options: LibrarianOptions) {
+async function librarian(reader: Reader, options: LibrarianOptions) {
   const { Librarian } = await import("./librarian.ts");
-  return new Librarian(engine, options);
+  return new Librarian(reader, options);
 }
 
 const data = workerData as WorkerData;
 try {
   let epoch = 0;
-  if (data.role === "writer") epoch = write(data);
+  if (data.role === "writer") epoch = await write(data);
   else {
-    const engine = new Engine(data.path, { readonly: true });
-    const reads = data.role === "librarian" ? await librarian(engine, data) : engine;
+    const reader = new Reader(data.path, { readonly: true });
+    const reads = data.role === "librarian" ? await librarian(reader, data) : reader;
     serve({ reads, close: () => reads.close() });
   }
   parentPort!.postMessage({ ready: true, epoch } satisfies Answer);
