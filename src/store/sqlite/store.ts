@@ -53,6 +53,8 @@ interface Pending {
 /** So many changes go into one transaction at most; a longer one would make each of them wait. */
 const batchMax = 512;
 const batchBytesMax = 32 * 1024 * 1024;
+/** So many are not kept until the end of the turn: the thread writes them while the rest of the turn is dealt with. */
+const batchEnough = 64;
 /** While the thread writes one batch the next is on its way, so that it never waits for this thread. */
 const batchesInFlight = 2;
 /** Notes that are lazy wait this long at most for a commit that takes them along. */
@@ -201,15 +203,22 @@ export class SqliteStore implements Store, FlowStore, CacheStore, LedgerStore {
     return { op: { kind: "answered", ids }, resolve() {}, reject() {} };
   }
 
-  /** What is handed in during one turn of the event loop shares a batch. */
+  /** What is handed in during one turn of the event loop shares a batch, unless that is enough for several. */
   private arm(): void {
-    if (this.armed || this.inFlight >= batchesInFlight) return;
+    if (this.inFlight >= batchesInFlight) return;
+    if (this.pending.length >= batchEnough) return this.writeNext();
+    if (this.armed) return;
     this.armed = true;
     void scheduler.yield().then(() => {
       this.armed = false;
-      if (this.pending.length > 0) void this.writeBatch(this.takeBatch());
-      if (this.pending.length > 0) this.arm();
+      this.writeNext();
     });
+  }
+
+  private writeNext(): void {
+    if (this.pending.length === 0 || this.inFlight >= batchesInFlight) return;
+    void this.writeBatch(this.takeBatch());
+    if (this.pending.length > 0) this.arm();
   }
 
   /** At least one change, and no more than a transaction or one buffer should hold. */
