@@ -22,4 +22,4 @@ EXPOSE 4080
 # Listening beyond loopback needs API keys: set OUTLAST_API_KEYS.
 HEALTHCHECK --interval=10s --timeout=3s --start-period=5s \
   CMD ["node", "-e", "fetch('http://127.0.0.1:4080/healthz').then((r) => process.exit(r.ok ? 0 : 1), () => process.exit(1))"]
-CMD ["node", "--max-semi-space-size=32", "--heap-growing-percent=60", "dist/main.js", "serve"]
+CMD ["node", "--max-semi-space-size=32", "--heap-growing-percent=40", "dist/main.js", "serve"]
