@@ -3,8 +3,9 @@ import { once } from "node:events";
 import { mkdirSync, mkdtempSync, readFileSync, renameSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { Worker } from "node:worker_threads";
 import type Database from "better-sqlite3";
-import { afterEach, beforeEach, describe, expect, test } from "vitest";
+import { afterEach, beforeEach, describe, expect, onTestFinished, test, vi } from "vitest";
 import { StorageError } from "../../src/core/errors.ts";
 import type { ChangeSet, PartKind, Told } from "../../src/core/ports.ts";
 import type { RequestRecord } from "../../src/core/request.ts";
@@ -358,6 +359,15 @@ describe("a fault of one statement", () => {
     expect(await store.get(record.id)).toEqual(record);
     await store.close();
   });
+});
+
+test("many changes of one turn are on their way before it ends, in two batches at most", async () => {
+  const store = await open();
+  const post = vi.spyOn(Worker.prototype, "postMessage");
+  onTestFinished(() => post.mockRestore());
+  const commits = Array.from({ length: 200 }, () => store.commit(accept(aRecord())));
+  expect(post).toHaveBeenCalledTimes(2);
+  expect(await Promise.all(commits)).toEqual(commits.map(() => applied));
 });
 
 describe("closing", () => {

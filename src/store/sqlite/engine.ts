@@ -172,8 +172,9 @@ export class Engine extends Reader {
 
   /** What was committed stays so, whatever becomes of this. */
   private clearTraces(): void {
+    if (this.doubt) return;
     try {
-      this.log.clear(this.doubt !== undefined);
+      this.log.clear();
     } catch (error) {
       this.doubt = error as Error;
     }

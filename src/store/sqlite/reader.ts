@@ -20,7 +20,6 @@ import { Ledger } from "./ledger.ts";
 import { unpacked } from "./pack.ts";
 import { partsIn, rowKinds, type StoredPart } from "./parts.ts";
 import * as rows from "./rows.ts";
-import { marks } from "./selection.ts";
 
 /** What reads offer, by name: the reader thread is asked by these names. */
 export type Reads = Pick<
@@ -89,7 +88,7 @@ export class Reader extends Ledger {
   private looseParts(id: string, kinds: PartKind[]): Part[] {
     const inRows = rowKinds(kinds);
     const sql = `SELECT kind, parts.seq AS seq, codec, bytes FROM parts
-      JOIN requests ON requests.seq = request_seq WHERE id = ? AND kind IN (${marks(inRows.length)})`;
+      JOIN requests ON requests.seq = request_seq WHERE id = ? AND kind IN (${inRows.map(() => "?").join(", ")})`;
     const found = this.statement(sql).all(id, ...inRows) as StoredPart[];
     return partsIn(found).filter(({ kind }) => kinds.includes(kind));
   }

@@ -39,8 +39,7 @@ const rowCost = 8;
 /** Beyond this length the list of a label is taken to be long. */
 const longList = 100_000;
 
-/** Places for so many values. */
-export const marks = (count: number): string => Array(count).fill("?").join(", ");
+const marks = (count: number): string => Array(count).fill("?").join(", ");
 
 const checked = "SELECT facet, created_at, tags, origin FROM requests WHERE seq = ?";
 interface Checked {

@@ -126,7 +126,8 @@ export class SqliteStore implements Store, FlowStore, CacheStore, LedgerStore {
   private enqueue(pending: Pending): void {
     if (this.closed) return pending.reject(closedError());
     this.pending.push(pending);
-    this.arm();
+    if (this.pending.length >= batchEnough) this.writeNext();
+    else this.arm();
   }
 
   answered(id: string): void {
@@ -203,11 +204,9 @@ export class SqliteStore implements Store, FlowStore, CacheStore, LedgerStore {
     return { op: { kind: "answered", ids }, resolve() {}, reject() {} };
   }
 
-  /** What is handed in during one turn of the event loop shares a batch, unless that is enough for several. */
+  /** What is handed in during one turn of the event loop shares a batch, unless it is much. */
   private arm(): void {
-    if (this.inFlight >= batchesInFlight) return;
-    if (this.pending.length >= batchEnough) return this.writeNext();
-    if (this.armed) return;
+    if (this.armed || this.inFlight >= batchesInFlight) return;
     this.armed = true;
     void scheduler.yield().then(() => {
       this.armed = false;

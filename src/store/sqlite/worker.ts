@@ -1,7 +1,7 @@
 /**
  * A thread that holds a connection: the writer, which also holds the lock on the file, a reader, or the librarian.
- * It answers every question with its number; group commit happens on the other side, which sends the next batch when
- * this one is acknowledged.
+ * It answers every question with its number; group commit happens on the other side, which has the next batch on its way
+ * while this one is being written.
  */
 
 import { parentPort, workerData } from "node:worker_threads";
@@ -94,7 +94,7 @@ function serve({ commit, reads, close }: Duty): void {
   });
 }
 
-/** What only the writer and the librarian need is imported where they start: the others are smaller without. */
+/** Whoever only reads has no need of the engine. */
 async function write({
   path,
   node,

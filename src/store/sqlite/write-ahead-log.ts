@@ -20,10 +20,13 @@ export class WriteAheadLog {
     if (log >= longPages) this.copy();
   }
 
-  /** Something was erased, of which nothing is to stay: now, or where that has to wait, with the next copy. @throws where the disk fails */
-  clear(mustWait: boolean): void {
+  /**
+   * Something was erased, of which nothing is to stay. Where somebody is just reading the log, or the disk is full, that
+   * waits for the next copy. @throws where the disk fails
+   */
+  clear(): void {
     this.hasTraces = true;
-    if (!mustWait) this.copy();
+    this.copy();
   }
 
   /** A full disk is left to the next write to tell. */
