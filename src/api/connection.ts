@@ -2,14 +2,11 @@
 
 import type { ServerResponse } from "node:http";
 import type { Socket } from "node:net";
-import type { ReadyGroup } from "../core/ports.ts";
+import type { GroupKey } from "../core/ports.ts";
 import type { RequestRecord } from "../core/request.ts";
 
 /** The caller closes its half, resets the connection, or it is closed. */
 export type Farewell = "end" | "reset" | "close";
-
-/** For what turns a request waits: those of its lane that its priority and project get. */
-export type Turns = Omit<ReadyGroup, "count">;
 
 /** Listeners are objects, and the socket has one of each kind for all calls: its own are dear. */
 export interface FarewellListener {
@@ -27,7 +24,7 @@ export class Connection {
   readonly exchanges: Exchange[] = [];
   newest: Exchange | undefined;
   /** For which turns its last call waited, if it did. */
-  turns: Turns | undefined;
+  turns: GroupKey | undefined;
   /** Epoch ms: a refused caller was told not to ask before. */
   comeBackAt = 0;
   /** A set would keep all that were ever in it until garbage is collected thoroughly, see core/table.ts. */

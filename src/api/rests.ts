@@ -1,10 +1,10 @@
 /** Connections that are not read for a moment, because whoever asks next on them would only stand behind a crowd. */
 
 import type { Socket } from "node:net";
-import type { Clock } from "../core/ports.ts";
+import type { Clock, GroupKey } from "../core/ports.ts";
 import type { Queue } from "../core/queue.ts";
 import { Table } from "../core/table.ts";
-import type { Connection, Exchange, Turns } from "./connection.ts";
+import type { Connection, Exchange } from "./connection.ts";
 import { arrivals } from "./event-loop.ts";
 
 /** So many callers who wait for their turn keep the process busy until others are read. */
@@ -28,7 +28,7 @@ interface Resting {
 /** Those who would wait for the same turns, in the order in which they were served. */
 interface Group {
   key: string;
-  turns: Turns;
+  turns: GroupKey;
   resting: Resting[];
 }
 
@@ -81,7 +81,11 @@ export class Rests {
     await arrivals();
   }
 
-  private rest({ exchanges, isGone, socket }: Connection, turns: Turns, callHash: string | undefined): void {
+  private rest(
+    { exchanges, isGone, socket }: Connection,
+    turns: GroupKey,
+    callHash: string | undefined,
+  ): void {
     if (exchanges.length > 0 || isGone || !socket.writable || this.queue.isStopping) return;
     const key = `${turns.lane} ${turns.priority} ${turns.project}`;
     let group = this.groups.get(key);
@@ -121,5 +125,5 @@ export class Rests {
   }
 }
 
-const isSame = (a: Turns, b: Turns): boolean =>
+const isSame = (a: GroupKey, b: GroupKey): boolean =>
   a.lane === b.lane && a.priority === b.priority && a.project === b.project;

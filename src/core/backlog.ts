@@ -5,7 +5,7 @@
  */
 
 import { type Account, shares, Turns } from "./fairness.ts";
-import type { ReadyGroup } from "./ports.ts";
+import type { GroupKey, ReadyGroup } from "./ports.ts";
 import type { RequestRecord } from "./request.ts";
 import { Members, Table } from "./table.ts";
 
@@ -158,7 +158,7 @@ export class Backlog<N extends Unaccepted = Unaccepted> {
   }
 
   /** The groups of a priority that have anybody waiting who is accepted. */
-  groupsOf(priority: RequestRecord["priority"]): Omit<ReadyGroup, "count">[] {
+  groupsOf(priority: RequestRecord["priority"]): GroupKey[] {
     return [...this.groups.values()]
       .filter((group) => group.priority === priority && group.count > 0)
       .map(({ lane, project }) => ({ lane, priority, project }));
@@ -198,7 +198,7 @@ export class Backlog<N extends Unaccepted = Unaccepted> {
    * Groups with waiting requests of which few are known: their windows have to be read. Marks them as
    * being read. Requests in `claiming` have left the backlog, though the store may not know it yet.
    */
-  startLoading(claiming: Iterable<string>): Omit<ReadyGroup, "count">[] {
+  startLoading(claiming: Iterable<string>): GroupKey[] {
     const hungry = [...this.groups.values()].filter((group) => {
       return group.heads.length < Math.min(lowWater, group.count) && !group.loading;
     });

@@ -199,11 +199,15 @@ export type CommitResult =
   | { status: "conflict"; current: RequestRecord | undefined }
   | { status: "adopted" | "echoed"; current: RequestRecord };
 
-/** Requests that wait in one lane, by priority and project. */
-export interface ReadyGroup {
+/** For what turns requests wait: those of a lane that a priority and a project get. */
+export interface GroupKey {
   lane: string;
   priority: RequestRecord["priority"];
   project: string;
+}
+
+/** Requests that wait in one lane, by priority and project. */
+export interface ReadyGroup extends GroupKey {
   count: number;
 }
 
@@ -238,7 +242,7 @@ export interface Store {
   /** How many requests wait, per lane, priority and project. */
   groups(): Promise<ReadyGroup[]>;
   /** The waiting requests of one group in the order of (dueAt, id). */
-  heads(group: Omit<ReadyGroup, "count">, limit: number): Promise<RequestRecord[]>;
+  heads(group: GroupKey, limit: number): Promise<RequestRecord[]>;
   /** Waiting requests (of one lane, if named) in the order of their deadlines. */
   expiring(query: { lane?: string; limit: number }): Promise<RequestRecord[]>;
   /** Lanes in which a waiting request was told to wait beyond `now`, and until when at the latest. */

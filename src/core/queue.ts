@@ -11,7 +11,7 @@ import type { RetryChange } from "./ledger/ports.ts";
 import type { RetentionSettings } from "./ledger/retention.ts";
 import { talliesOf, talliesOfHit } from "./ledger/usage.ts";
 import { Line } from "./line.ts";
-import type { ChangeSet, Ended, ReadyGroup, World } from "./ports.ts";
+import type { ChangeSet, Ended, GroupKey, World } from "./ports.ts";
 import { type StreamFrom, StreamReader, type StreamSink } from "./reader.ts";
 import { reportOf, type UpstreamReport } from "./report.ts";
 import {
@@ -367,7 +367,7 @@ export class Queue {
   }
 
   /** How many callers wait for the same turns whose requests are not accepted yet. */
-  crowd(of: Omit<ReadyGroup, "count">): number {
+  crowd(of: GroupKey): number {
     return this.scheduler.crowd(of);
   }
 

@@ -14,7 +14,7 @@ import { Feeds } from "./feed.ts";
 import type { Lane, Newcomer, Slot } from "./lane.ts";
 import { type LaneSettings, Lanes } from "./lanes.ts";
 import { talliesOf } from "./ledger/usage.ts";
-import type { ChangeSet, ReadyGroup, World } from "./ports.ts";
+import type { ChangeSet, GroupKey, ReadyGroup, World } from "./ports.ts";
 import { type Failure, isReady, type Owner, type Reason, type RequestRecord, transition } from "./request.ts";
 import { decideInterrupted } from "./retry.ts";
 import {
@@ -225,7 +225,7 @@ export class Scheduler {
   }
 
   /** How many callers wait for the same turns unaccepted. */
-  crowd(of: Omit<ReadyGroup, "count">): number {
+  crowd(of: GroupKey): number {
     return this.lanes.find(of.lane)?.backlog.crowd(of) ?? 0;
   }
 
@@ -453,7 +453,7 @@ export class Scheduler {
     return this.lanes.openingOf(lane, now, head).opensAt;
   }
 
-  private async load(lane: Lane, group: Omit<ReadyGroup, "count">): Promise<void> {
+  private async load(lane: Lane, group: GroupKey): Promise<void> {
     try {
       // Those that are just being claimed still stand among the rows.
       const limit = windowSize + this.claiming.size;

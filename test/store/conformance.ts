@@ -7,6 +7,7 @@ import type {
   ChangeSet,
   Ended,
   FlowStore,
+  GroupKey,
   Part,
   PartKind,
   ReadyGroup,
@@ -572,7 +573,7 @@ export function storeConformance(name: string, open: () => Promise<Opened>): voi
     describe("waiting requests", () => {
       eachOpens(open, (one) => use(one ?? shared));
       const lane = "fake/gpt-test";
-      let group: Omit<ReadyGroup, "count">;
+      let group: GroupKey;
       beforeEach(() => {
         group = { lane, priority: "default", project };
       });

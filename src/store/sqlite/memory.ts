@@ -1,4 +1,7 @@
-/** The store in process and in memory: for the simulation and for tests. Synchronous underneath, so deterministic. */
+/**
+ * The store in process: in memory for the simulation and for tests, on a file that is only read for `cli/`. Synchronous
+ * underneath, so deterministic.
+ */
 
 import type { LedgerStore } from "../../core/ledger/ports.ts";
 import type { CacheStore, ChangeSet, CommitResult, FlowStore, Store } from "../../core/ports.ts";

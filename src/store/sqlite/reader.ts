@@ -3,19 +3,14 @@
 import type {
   EventBatch,
   FlowRow,
+  GroupKey,
   Part,
   PartKind,
   ReadyGroup,
   RecentCall,
   Vector,
 } from "../../core/ports.ts";
-import {
-  type AttemptRecord,
-  attemptUnderWay,
-  type Owner,
-  type Priority,
-  type RequestRecord,
-} from "../../core/request.ts";
+import { type AttemptRecord, attemptUnderWay, type Owner, type RequestRecord } from "../../core/request.ts";
 import { Ledger } from "./ledger.ts";
 import { unpacked } from "./pack.ts";
 import { partsIn, rowKinds, type StoredPart } from "./parts.ts";
@@ -133,7 +128,7 @@ export class Reader extends Ledger {
     return found.map((group) => ({ ...group, priority: rows.priorities[group.priority]! }));
   }
 
-  heads({ lane, priority, project }: { lane: string; priority: Priority; project: string }, limit: number) {
+  heads({ lane, priority, project }: GroupKey, limit: number) {
     const sql = `SELECT * FROM requests WHERE ${isReady} AND lane = ? AND priority = ? AND project = ?
       ORDER BY due_at, id LIMIT ?`;
     return this.all(sql, lane, rows.priorityNumber(priority), project, limit);

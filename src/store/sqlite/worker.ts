@@ -7,6 +7,7 @@
 import { parentPort, workerData } from "node:worker_threads";
 import type { CommitResult } from "../../core/ports.ts";
 import { diskErrorKind } from "./connection.ts";
+import { Engine } from "./engine.ts";
 import type { LibrarianAsks, LibrarianOptions } from "./librarian.ts";
 import { lockFile } from "./lock.ts";
 import { type Parcel, unpack } from "./parcel.ts";
@@ -94,14 +95,7 @@ function serve({ commit, reads, close }: Duty): void {
   });
 }
 
-/** Whoever only reads has no need of the engine. */
-async function write({
-  path,
-  node,
-  now,
-  synchronous,
-}: Extract<WorkerData, { role: "writer" }>): Promise<number> {
-  const { Engine } = await import("./engine.ts");
+function write({ path, node, now, synchronous }: Extract<WorkerData, { role: "writer" }>): number {
   const unlock = lockFile(path);
   const engine = new Engine(path, { readonly: false, synchronous });
   const epoch = engine.nextEpoch(node, now);
@@ -116,6 +110,7 @@ async function write({
   return epoch;
 }
 
+/** The others start faster without what it needs. */
 async function librarian(reader: Reader, options: LibrarianOptions) {
   const { Librarian } = await import("./librarian.ts");
   return new Librarian(reader, options);
@@ -124,7 +119,7 @@ async function librarian(reader: Reader, options: LibrarianOptions) {
 const data = workerData as WorkerData;
 try {
   let epoch = 0;
-  if (data.role === "writer") epoch = await write(data);
+  if (data.role === "writer") epoch = write(data);
   else {
     const reader = new Reader(data.path, { readonly: true });
     const reads = data.role === "librarian" ? await librarian(reader, data) : reader;
