@@ -24,6 +24,11 @@ const halfLifeMs = 5_000;
 const shortestMs = 1_000;
 /** Settles at about one refusal for every two or three who are let in, where ten times as many ask. */
 const dampening = 4;
+/**
+ * So many refusals a second double the wait. Each costs as much CPU as serving a call does, or more (`bench/overload`): a
+ * machine that can serve thousands would else have a fifth of its work with those whom it does not serve.
+ */
+const affordable = 100;
 /** With its jitter of up to a half no refusal asks for more than the 60 s that SDKs obey. */
 const longestMs = 40_000;
 
@@ -38,15 +43,13 @@ export function felt(pressure: Pressure, now: number, was: "admitted" | "refused
 }
 
 /**
- * When a refused caller should come back, in ms: the later, the more are refused for each that is let in, and
- * spread by half of it to both sides, so that those who were refused together do not return together.
+ * When a refused caller should come back, in ms: the later, the more are refused, by themselves and for each that is
+ * let in; spread by half of it to both sides, so that those who were refused together do not return together.
  */
 export function comeBackMs({ admitted, refused }: Pressure, luck: number): number {
-  const waitMs = Math.min(
-    longestMs,
-    shortestMs * (1 + (dampening * refused) / Math.max(dampening, admitted)),
-  );
-  return Math.round(waitMs * (0.5 + luck));
+  const perSecond = (refused * Math.LN2 * 1000) / halfLifeMs;
+  const waits = 1 + (dampening * refused) / Math.max(dampening, admitted) + perSecond / affordable;
+  return Math.round(Math.min(longestMs, shortestMs * waits) * (0.5 + luck));
 }
 
 export class Admission {

@@ -79,10 +79,19 @@ describe("when a refused caller should come back", () => {
     );
   });
 
+  test("is the later, the more are refused in a second, however many are served meanwhile", () => {
+    const thousands = { at: 0, admitted: 50_000 };
+    const few = comeBackMs({ ...thousands, refused: 72 }, 0.5);
+    expect(few).toBeGreaterThan(1000);
+    expect(few).toBeLessThan(1200);
+    // 300 a second, for some time.
+    expect(comeBackMs({ ...thousands, refused: 2164 }, 0.5)).toBeGreaterThan(4000);
+  });
+
   test("is spread by chance over a time as long as its mean", () => {
     const pressure = { at: 0, admitted: 10, refused: 50 };
     const middle = comeBackMs(pressure, 0.5);
-    expect(comeBackMs(pressure, 0)).toBe(middle / 2);
+    expect(comeBackMs(pressure, 0)).toBe(Math.round(middle / 2));
     expect(comeBackMs(pressure, 0.999)).toBeGreaterThan(middle * 1.49);
   });
 
