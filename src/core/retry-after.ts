@@ -28,7 +28,9 @@ export function retryAfterMs(headers: (name: string) => string | undefined, now:
  * the text, as a product of floats may come out below or above the number that was written.
  */
 function decimal(value: string | undefined, shift: number): number | undefined {
-  const match = /^[ \t]*(\d+)(?:\.(\d+))?[ \t]*$/.exec(value ?? "");
+  // Most answers say nothing of the kind.
+  if (value === undefined) return undefined;
+  const match = /^[ \t]*(\d+)(?:\.(\d+))?[ \t]*$/.exec(value);
   if (match === null) return undefined;
   const [, whole = "", fraction = ""] = match;
   const rest = fraction.slice(shift);
@@ -36,7 +38,7 @@ function decimal(value: string | undefined, shift: number): number | undefined {
 }
 
 function untilDate(value: string | undefined, now: number): number | undefined {
-  const at = httpDate((value ?? "").trim(), now);
+  const at = value === undefined ? undefined : httpDate(value.trim(), now);
   return at === undefined ? undefined : Math.max(0, Math.ceil(at - now));
 }
 

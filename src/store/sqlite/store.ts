@@ -54,7 +54,7 @@ interface Pending {
 const batchMax = 512;
 const batchBytesMax = 32 * 1024 * 1024;
 /** So many are not kept until the end of the turn: the thread writes them while the rest of the turn is dealt with. */
-const batchEnough = 64;
+const batchEnough = 32;
 /** While the thread writes one batch the next is on its way, so that it never waits for this thread. */
 const batchesInFlight = 2;
 /** Notes that are lazy wait this long at most for a commit that takes them along. */
