@@ -4,9 +4,9 @@ import { AppError } from "../core/errors.ts";
 import type { HeaderList } from "../core/headers.ts";
 import type { Line } from "../core/line.ts";
 import type { Ended } from "../core/ports.ts";
-import type { Submission } from "../core/queue.ts";
 import { isTerminal } from "../core/request.ts";
 import { beginning } from "../core/stream-cursor.ts";
+import type { Submission } from "../core/submissions.ts";
 import { type Answer, asyncReply, endedReply, insteadReply, stillRunning } from "./answers.ts";
 import { parseBody, readBody } from "./body.ts";
 import type { ApiOptions, Call, Handler } from "./context.ts";
@@ -147,7 +147,7 @@ function waitHere(
 /** A caller who hangs up and asked for it takes the request along. */
 function hungUp({ kind, record: { id, project, terms } }: Submission, { queue, observer }: ApiOptions): void {
   // Whoever shares a request by its key neither takes it from others nor loses it through them.
-  if (terms.onDisconnect !== "cancel" || kind !== "accepted" || queue.isConnected(id)) return;
+  if (terms.onDisconnect !== "cancel" || kind !== "accepted" || queue.lines.isConnected(id)) return;
   queue.cancel(project, id).catch((error) => {
     if (error instanceof AppError && error.code === "request_ended") return;
     observer.tell({ event: "fault", where: "cancel on disconnect", message: String(error) });
@@ -169,7 +169,7 @@ async function streamTo(
   if (kind === "echoed" || (!submission.line && !isReplay)) {
     return adoptably(submission, call, options, () => replyTo(submission, asked, call, options));
   }
-  const line = submission.line ?? (await queue.listen(id, { caller: false }));
+  const line = submission.line ?? (await queue.lines.listen(id, { caller: false }));
   const { adoption } = queue;
   const keyless = submission.line ? callHash !== undefined : false;
   const hooks: StreamHooks = {
@@ -220,7 +220,7 @@ export const getCompletion: Handler = async (call, options) => {
   const record = await queue.get(call.caller.project, id);
   const waitMs = readWaitMs(call, options);
   if (!isTerminal(record.state) && waitMs > 0) {
-    const line = await queue.listen(id, { caller: false });
+    const line = await queue.lines.listen(id, { caller: false });
     const ended = await waitWithCaller(call, queue, line, waitMs);
     if (ended) return endedReply(ended, false);
   }

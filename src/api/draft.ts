@@ -6,7 +6,7 @@ import { hashInputs } from "../core/embeddings.ts";
 import { AppError } from "../core/errors.ts";
 import { type HeaderList, toUpstream } from "../core/headers.ts";
 import type { Checks, Upstream } from "../core/ports.ts";
-import type { Draft } from "../core/queue.ts";
+import type { Draft } from "../core/submissions.ts";
 import type { ValidateWish } from "../core/wishes.ts";
 import { callHashOf, fingerprintOf, type JsonBody, withoutOurs } from "./body.ts";
 import { type ApiOptions, type Call, headersOf } from "./context.ts";

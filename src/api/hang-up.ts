@@ -36,7 +36,7 @@ export async function waitWithCaller(
 ): Promise<Ended | undefined> {
   let unwatch = () => {};
   let gone = false;
-  const ended = await queue.wait(line, waitMs, (hangUp) => {
+  const ended = await queue.lines.wait(line, waitMs, (hangUp) => {
     unwatch = whenGone(call, () => {
       gone = true;
       hangUp();

@@ -25,7 +25,7 @@ export const getRequest: Handler = async (call, options) => {
   const waitMs = readWaitMs(call, options);
   const record = await queue.get(call.caller.project, call.params.id ?? "");
   if (!isTerminal(record.state) && waitMs > 0) {
-    const line = await queue.listen(record.id, { caller: false });
+    const line = await queue.lines.listen(record.id, { caller: false });
     await waitWithCaller(call, queue, line, waitMs);
     return presented(await queue.get(call.caller.project, record.id), include, options);
   }

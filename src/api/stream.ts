@@ -107,7 +107,7 @@ class Telling implements StreamSink {
     if (patienceMs === undefined) this.stream.keepAlive(() => this.begin(undefined));
     else this.cancelPatience = clock.timer(patienceMs, () => this.settle(this.impatient()));
     try {
-      this.reader = await queue.read(line, record, { cursor, committedOnly, wholeOnly }, this);
+      this.reader = await queue.lines.read(line, record, { cursor, committedOnly, wholeOnly }, this);
     } catch (error) {
       line.close();
       this.fail(error);
@@ -330,7 +330,7 @@ export const getStream: Handler = async (call, options) => {
   const cursor = readCursor(lastId || starting_after, lastId ? "Last-Event-ID" : "starting_after");
   const record = await queue.get(call.caller.project, call.params.id ?? "");
   if (record.state === "completed" && record.bodiesErasedAt !== undefined) throw bodiesErased(record.id);
-  const line = await queue.listen(record.id, { caller: false });
+  const line = await queue.lines.listen(record.id, { caller: false });
   const usage = record.terms.stream?.usage ?? false;
   const withIds = ids === "true" || (ids === undefined && Boolean(lastId));
   const how = { cursor, resumable: true, withIds, usage, wholeOnly: false, isReplay: false };

@@ -1,7 +1,8 @@
 /** Scenarios of flow control, each with one thing to see. Everything else goes well in them. */
 
-import type { Draft, QueueSettings } from "../../src/core/queue.ts";
+import type { QueueSettings } from "../../src/core/queue.ts";
 import { isTerminal, type RequestRecord } from "../../src/core/request.ts";
+import type { Draft } from "../../src/core/submissions.ts";
 import { seeded, start } from "./clock.ts";
 import { Broken, Crowded, Metered } from "./providers.ts";
 import { watchCalls } from "./scenario.ts";

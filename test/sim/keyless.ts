@@ -6,8 +6,8 @@
 import { createHash } from "node:crypto";
 import { AppError } from "../../src/core/errors.ts";
 import type { Ended } from "../../src/core/ports.ts";
-import type { Draft, Submission } from "../../src/core/queue.ts";
 import { failedInVain } from "../../src/core/request.ts";
+import type { Draft, Submission } from "../../src/core/submissions.ts";
 import type { Audience } from "./streams.ts";
 import type { SimBody } from "./upstream.ts";
 import type { Process, Sim } from "./world.ts";
@@ -115,7 +115,7 @@ export class Crowd {
     if (!line) return undefined;
     this.onTheLine.set(id, process);
     const patienceMs = this.drawPatienceMs();
-    const waiting = process.queue.wait(line, 280_000, (hangUp) => clock.timer(patienceMs, hangUp));
+    const waiting = process.queue.lines.wait(line, 280_000, (hangUp) => clock.timer(patienceMs, hangUp));
     const ended = await Promise.race([waiting, process.died.then(() => "died" as const)]);
     this.onTheLine.delete(id);
     if (ended === "died") return this.leave(id, process, false);

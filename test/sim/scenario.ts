@@ -1,8 +1,9 @@
 /** A seed's story: who asks for what and when, what goes wrong, and what must hold at the end. */
 
 import { AppError } from "../../src/core/errors.ts";
-import type { Draft, Queue } from "../../src/core/queue.ts";
+import type { Queue } from "../../src/core/queue.ts";
 import { type CallSize, isTerminal, type RequestRecord, throttledKept } from "../../src/core/request.ts";
+import type { Draft } from "../../src/core/submissions.ts";
 import type { StreamFate } from "./answers.ts";
 import { seeded, start } from "./clock.ts";
 import { Crowd } from "./keyless.ts";
@@ -298,7 +299,7 @@ async function ask(
       if (comesBack) sim.clock.timer(luck() * 5000, () => void ask(story, draft, nonce, undefined));
       return;
     }
-    const ended = await queue.wait(line, 50_000);
+    const ended = await queue.lines.wait(line, 50_000);
     const answer = ended?.answer.find(({ kind }) => kind === "answer");
     if (ended?.record.state === "completed" && answer) ack.delivered = new TextDecoder().decode(answer.bytes);
   } catch (error) {

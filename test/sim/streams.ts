@@ -294,7 +294,7 @@ export class Audience {
     const died = process.died.then(() => undefined);
     try {
       const record = await Promise.race([queue.get(project, id), died]);
-      const line = record && (await Promise.race([queue.listen(id, { caller: false }), died]));
+      const line = record && (await Promise.race([queue.lines.listen(id, { caller: false }), died]));
       if (!line) return { kind: "died" };
       const isRestless = this.sim.clock.now() < this.restlessUntil;
       const patienceMs = isRestless && this.luck() < 0.8 ? this.luck() ** 2 * 10_000 : endless;
@@ -314,7 +314,7 @@ export class Audience {
     const ear = new Ear(this.sim, process, record, tale, this.luck);
     const { cursor, committedOnly } = tale;
     const reader = await Promise.race([
-      process.queue.read(line, record, { cursor, committedOnly }, ear),
+      process.queue.lines.read(line, record, { cursor, committedOnly }, ear),
       died.then(() => undefined),
     ]);
     if (!reader) return { kind: "died" };

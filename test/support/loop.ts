@@ -2,8 +2,9 @@
 
 import type { Lanes } from "../../src/core/lanes.ts";
 import type { Abort, Outcome, Told, Upstream, World } from "../../src/core/ports.ts";
-import { type Draft, Queue, type QueueSettings } from "../../src/core/queue.ts";
+import { Queue, type QueueSettings } from "../../src/core/queue.ts";
 import type { RequestRecord, Terms } from "../../src/core/request.ts";
+import type { Draft } from "../../src/core/submissions.ts";
 import { openMemory } from "../../src/store/sqlite/memory.ts";
 import { SimClock, seeded } from "../sim/clock.ts";
 import { usual } from "../sim/world.ts";
