@@ -32,8 +32,8 @@ import {
   transition,
 } from "./request.ts";
 import { type Backoff, classify, decide, decideInterrupted, type Reading } from "./retry.ts";
-import type { Opening } from "./routing.ts";
 import { Table } from "./table.ts";
+import type { Targets } from "./targets.ts";
 import { estimatedUsage, type Usage, usageOf } from "./token-estimate.ts";
 import { utf8 } from "./utf8.ts";
 import { Recall, type VectorPlan } from "./vectors.ts";
@@ -56,9 +56,7 @@ export interface AttemptSettings {
 export interface Dispatch {
   lanes: Lanes;
   feeds: Feeds;
-  openingsFor(record: RequestRecord): Opening[];
-  /** Whether requests of an upstream may have other targets. */
-  hasAlternatives(upstream: string): boolean;
+  targets: Pick<Targets, "openingsFor" | "hasAlternatives">;
   /** A stream has said something. */
   heard(slot: Slot): void;
   /** Looks whether somebody has set the wall clock. */
@@ -299,8 +297,9 @@ export class Attempts {
    * that never answers must not take all of it. A share in which many an answer would not come is none.
    */
   private shareMs(record: RequestRecord, leftMs: number): number {
-    if (!record.terms.held || !this.dispatch.hasAlternatives(laneParts(record.lane).upstream)) return leftMs;
-    const targets = this.dispatch.openingsFor(record);
+    if (!record.terms.held || !this.dispatch.targets.hasAlternatives(laneParts(record.lane).upstream))
+      return leftMs;
+    const targets = this.dispatch.targets.openingsFor(record);
     const own = targets.findIndex(({ lane }) => lane === record.lane);
     const now = this.world.clock.now();
     const others = targets.slice(own + 1).filter(({ opensAt }) => opensAt <= now).length;
@@ -446,7 +445,7 @@ export class Attempts {
     const { heldBackoff, backoff, unreachableAfterMs } = this.settings;
     // What follows a success is plain: nobody else need be looked at.
     if (reading.verdict === "success") return { kind: "complete" };
-    const targets = this.dispatch.openingsFor(record);
+    const targets = this.dispatch.targets.openingsFor(record);
     return decide(record, reading, {
       now,
       luck: this.world.random.next(),

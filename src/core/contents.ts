@@ -1,10 +1,24 @@
 /** What was accepted a moment ago and waits for its turn: its body need not be read from the store again. */
 
 import type { Content } from "./attempts.ts";
+import type { Store } from "./ports.ts";
 import { Table } from "./table.ts";
 
 /** No more than this is kept; what comes when it is full is read when its turn comes. */
 const maxBytes = 32 * 1024 * 1024;
+const decoder = new TextDecoder();
+
+/** What is to be sent for a request. Undefined where its bodies have been erased, which nobody does while it waits. */
+export async function readContent(store: Store, id: string): Promise<Content | undefined> {
+  const parts = await store.parts(id, ["head", "body"]);
+  const heads = parts.filter(({ kind }) => kind === "head");
+  const body = parts.find(({ kind }) => kind === "body");
+  const head = heads.find(({ seq }) => seq === 0);
+  if (!head || !body) return undefined;
+  const newest = heads.at(-1)!;
+  const feedback = newest === head ? undefined : JSON.parse(decoder.decode(newest.bytes));
+  return { head: JSON.parse(decoder.decode(head.bytes)), body: body.bytes, feedback };
+}
 
 export class Contents {
   private readonly byId = new Table<string, Content>();

@@ -6,13 +6,11 @@ import type { Lanes } from "./lanes.ts";
 import type { World } from "./ports.ts";
 import type { Failure, Reason, RequestRecord } from "./request.ts";
 import { nextTarget, type Opening } from "./routing.ts";
+import type { Targets } from "./targets.ts";
 
 /** What can be done with a request that waits. */
 export interface Hands {
-  openingsFor(record: RequestRecord): Opening[];
-  failoverAfterMs(record: RequestRecord): number | undefined;
-  /** Whether requests of an upstream may have other targets. */
-  hasAlternatives(upstream: string): boolean;
+  targets: Targets;
   /** Both are false where the request does not wait any more. */
   reroute(record: RequestRecord, lane: string | undefined): Promise<boolean>;
   giveUp(record: RequestRecord, failure: Failure, reason: Reason): Promise<boolean>;
@@ -59,7 +57,9 @@ export class Expiry {
   }
 
   private holds(lane: Lane, opensAt: number, since: number): boolean {
-    return opensAt > since || (this.lanes.isBusy(lane) && this.hands.hasAlternatives(lane.upstream.name));
+    return (
+      opensAt > since || (this.lanes.isBusy(lane) && this.hands.targets.hasAlternatives(lane.upstream.name))
+    );
   }
 
   /** The wall clock was set. */
@@ -113,7 +113,7 @@ export class Expiry {
     if (
       heldBy === "rate_limit" &&
       lane.gate.kind === "open" &&
-      !this.hands.hasAlternatives(lane.upstream.name)
+      !this.hands.targets.hasAlternatives(lane.upstream.name)
     )
       return;
     for (const group of lane.backlog.groupsOf("interactive")) {
@@ -134,14 +134,14 @@ export class Expiry {
    * in vain. False where it stays.
    */
   private async release(row: RequestRecord, lane: Lane, now: number): Promise<boolean> {
-    const openings = this.hands.openingsFor(row);
+    const openings = this.hands.targets.openingsFor(row);
     const own = this.lanes.openingOf(lane, now, row);
     const soonest = Math.min(own.opensAt, ...openings.map(({ opensAt }) => opensAt));
     const hopeless = this.hopeless(row, lane, soonest, now);
     const withRoom = openings.filter((one) => one.lane === row.lane || this.hasRoom(one));
     const next = nextTarget(withRoom, row, { rule: "soonest", at: now });
     const elsewhere = next && next.opensAt <= now ? next.lane : undefined;
-    const patienceMs = this.hands.failoverAfterMs(row);
+    const patienceMs = this.hands.targets.failoverAfterMs(row);
     const tooLong =
       patienceMs !== undefined && Math.max(own.opensAt, now) - Math.min(row.dueAt, now) > patienceMs;
     const isBroken = own.heldBy === "unreachable" || own.heldBy === "breaker";

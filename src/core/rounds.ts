@@ -65,7 +65,7 @@ export class Rounds {
     const targets = targetsFor(table, asked.model, asked.terms.upstream, drawOf(id)).map(laneOf);
     if (targets.length === 1) return targets[0]!;
     const openings = targets.map((lane) => this.scheduler.lanes.opening(lane, now, asked));
-    const patienceMs = this.scheduler.failoverAfterMs(asked);
+    const patienceMs = this.scheduler.targets.failoverAfterMs(asked);
     const patientUntil = patienceMs === undefined ? deadlineAt : now + patienceMs + 1;
     const choice = { rule: "first" as const, at: now, patientUntil };
     return nextTarget(openings, { lane: "", excluded: [] }, choice)?.lane ?? targets[0]!;

@@ -7,31 +7,21 @@
 
 import { type AttemptSettings, Attempts, type Content } from "./attempts.ts";
 import { windowSize } from "./backlog.ts";
-import { Contents } from "./contents.ts";
-import { failures, StorageError } from "./errors.ts";
+import { Contents, readContent } from "./contents.ts";
+import { failures } from "./errors.ts";
 import { Expiry } from "./expiry.ts";
 import { Feeds } from "./feed.ts";
 import type { Lane, Newcomer, Slot } from "./lane.ts";
 import { type LaneSettings, Lanes } from "./lanes.ts";
 import { talliesOf } from "./ledger/usage.ts";
-import type { ChangeSet, GroupKey, ReadyGroup, World } from "./ports.ts";
+import { comesSoon, patienceMsOf } from "./newcomers.ts";
+import type { GroupKey, ReadyGroup, World } from "./ports.ts";
+import { recoverInterrupted } from "./recovery.ts";
 import { type Failure, isReady, type Owner, type Reason, type RequestRecord, transition } from "./request.ts";
-import { decideInterrupted } from "./retry.ts";
-import {
-  drawOf,
-  laneOf,
-  type Opening,
-  type RouteTable,
-  routeFor,
-  type Target,
-  targetsFor,
-} from "./routing.ts";
+import { type TargetSettings, Targets } from "./targets.ts";
 
-export interface SchedulerSettings extends AttemptSettings, LaneSettings {
+export interface SchedulerSettings extends AttemptSettings, LaneSettings, TargetSettings {
   owner: Owner;
-  table: RouteTable;
-  /** How long a lane may hold a request that somebody waits for, unless its route says otherwise. */
-  failoverAfterMs: number;
 }
 
 /** Those who wait on the line. */
@@ -48,18 +38,6 @@ export interface Callers {
 }
 
 const troubleRetryMs = 1000;
-/** How long a caller waits for a slot before its request is queued. Nothing is promised and nothing sent before. */
-const newcomerPatienceMs = 1000;
-/**
- * Who only wants to know that its request is accepted waits for a slot, too, where slots come so quickly that it is hardly
- * told later: its request is spared the way through the queue, and once a queue is there it grows, because accepting
- * takes the CPU from those who could empty it.
- */
-const briefPatienceMs = 100;
-/** Where answers are further apart, a producer who hands in one request after the other would be held up. */
-const quickGapMs = 2;
-/** Where as many wait already, nobody does so: they must not be the crowd for which others rest. */
-const mostBrief = 64;
 const rowsPerRead = 128;
 /** A wall clock that is further from where it should be was set; less is set right in passing. */
 const smallestJumpMs = 2_000;
@@ -68,10 +46,10 @@ const flowKeptMs = 5_000;
 /** The loop looks around this often at least, so that a wall clock that was set does no lasting harm. */
 const longestSleepMs = 60_000;
 const never = Number.POSITIVE_INFINITY;
-const decoder = new TextDecoder();
 
 export class Scheduler {
   readonly lanes: Lanes;
+  readonly targets: Targets;
   readonly feeds: Feeds;
   private readonly world: World;
   private readonly settings: SchedulerSettings;
@@ -81,8 +59,6 @@ export class Scheduler {
   private readonly contents: Contents;
   /** Requests that have left their backlog and whose claim is not yet on disk. */
   private readonly claiming = new Set<string>();
-  /** Upstreams on routes that have others, too. */
-  private readonly shared: Set<string>;
   private begun = false;
   private stopping = false;
   private onIdle: (() => void) | undefined;
@@ -102,9 +78,8 @@ export class Scheduler {
     this.callers = callers;
     this.skewMs = world.clock.now() - world.clock.ticks();
     this.contents = new Contents(callers.onBody);
-    const routes = settings.table.routes.filter(({ targets }) => targets.length > 1);
-    this.shared = new Set(routes.flatMap(({ targets }) => targets.map(({ upstream }) => upstream)));
     this.lanes = new Lanes(settings, world.observer);
+    this.targets = new Targets(settings, this.lanes, world.clock);
     this.feeds = new Feeds(world);
     this.attempts = new Attempts(world, settings, this, callers);
     this.expiry = new Expiry(world, settings, this.lanes, this);
@@ -112,7 +87,7 @@ export class Scheduler {
 
   /** Deals with what an earlier start of this node left behind, and learns who waits. Nothing is called yet. */
   async recover(): Promise<void> {
-    const interrupted = await this.recoverInterrupted();
+    const interrupted = await recoverInterrupted(this.world, this.settings.owner);
     await this.lanes.flow.recover(this.world.flow, this.world.clock.now());
     const waiting = await this.loadGroups();
     this.world.observer.tell({ event: "recovered", interrupted, waiting });
@@ -173,18 +148,16 @@ export class Scheduler {
   }
 
   /**
-   * The same for a caller who is held up by nothing but others: its turn, if it comes within its patience. The request is
-   * accepted when it starts, which saves the way through the queue: a third of the work, when there is too much of it.
-   * Undefined at once where that will take too long, or later where it did.
+   * The same for a caller who is held up by nothing but others: its turn, if it comes within its patience, see
+   * newcomers.ts. Undefined at once where that will take too long, or later where it did.
    *
    * @param hold the caller waits for its answer anyhow; else it wants to be told at once
    */
   slotSoon(record: RequestRecord, hold: boolean): Promise<Slot | undefined> | undefined {
     const { clock } = this.world;
     const now = clock.now();
-    const patienceMs = hold ? newcomerPatienceMs : briefPatienceMs;
     const lane = this.laneFor(record, now);
-    if (!lane || !(hold ? this.isSoon(lane, record, now) : this.isVerySoon(lane, now))) return undefined;
+    if (!lane || !comesSoon(this.lanes, lane, record, hold, now)) return undefined;
     return new Promise((resolve) => {
       const newcomer: Newcomer = {
         record,
@@ -195,33 +168,10 @@ export class Scheduler {
         },
       };
       const leave = lane.backlog.arrive(newcomer);
-      const cancelTimer = clock.timer(patienceMs, () => newcomer.serve(undefined));
+      const cancelTimer = clock.timer(patienceMsOf(hold), () => newcomer.serve(undefined));
       // What has just come free is for those who came before.
       if (!this.lanes.isBusy(lane)) this.dispatch([lane]);
     });
-  }
-
-  /**
-   * Whether nothing but others is in the way of a newcomer, and its turn seems to come within its patience. Where
-   * even the queue moves as quickly as that, newcomers need not go through it: else the first one in there would send
-   * all who come after it the same way, for as long as there are more of them than capacity.
-   */
-  private isSoon(lane: Lane, record: RequestRecord, now: number): boolean {
-    if (lane.backlog.hasWaitedSince(record, now - newcomerPatienceMs)) return false;
-    return this.isHeldByOthers(lane, now);
-  }
-
-  /** The same for one who is to be told at once: it is reckoned by how quickly answers come. */
-  private isVerySoon(lane: Lane, now: number): boolean {
-    const { newcomerCount, size } = lane.backlog;
-    const gapMs = this.lanes.answerGapMs(lane, now);
-    if (gapMs > quickGapMs || newcomerCount >= mostBrief) return false;
-    return (newcomerCount + size + 1) * gapMs <= briefPatienceMs && this.isHeldByOthers(lane, now);
-  }
-
-  private isHeldByOthers(lane: Lane, now: number): boolean {
-    if (this.lanes.openingOf(lane, now).opensAt > now) return false;
-    return this.lanes.isBusy(lane) || lane.backlog.next(now) !== undefined;
   }
 
   /** How many callers wait for the same turns unaccepted. */
@@ -301,20 +251,6 @@ export class Scheduler {
     if (isNews) this.callers.onBreaker();
   }
 
-  private async recoverInterrupted(): Promise<number> {
-    const { store, clock } = this.world;
-    let interrupted = 0;
-    for (;;) {
-      const rows = await store.interrupted(this.settings.owner, rowsPerRead);
-      if (rows.length === 0) return interrupted;
-      const results = await Promise.all(rows.map((row) => store.commit(interruption(row, clock.now()))));
-      if (results.every(({ status }) => status === "conflict")) {
-        throw new StorageError("failed", "Requests that a crash interrupted could not be recovered.");
-      }
-      interrupted += rows.length;
-    }
-  }
-
   /** Learns who waits. Lanes whose upstream is no longer configured hand their requests to the route of today. */
   private async loadGroups(): Promise<number> {
     const groups = await this.world.store.groups();
@@ -333,7 +269,7 @@ export class Scheduler {
   private async rerouteGroup(group: ReadyGroup): Promise<void> {
     for (let left = group.count; left > 0; left -= rowsPerRead) {
       const rows = await this.world.store.heads(group, rowsPerRead);
-      await Promise.all(rows.map((row) => this.reroute(row, this.openingsFor(row)[0]?.lane)));
+      await Promise.all(rows.map((row) => this.reroute(row, this.targets.openingsFor(row)[0]?.lane)));
     }
   }
 
@@ -347,35 +283,6 @@ export class Scheduler {
     this.forget(record);
     this.enqueue(moved.record);
     return true;
-  }
-
-  /** The targets of today's route of a request, without those that refused it, and when each lets it through. */
-  openingsFor(record: RequestRecord): Opening[] {
-    const now = this.world.clock.now();
-    return this.targetsOf(record)
-      .map((target) => ({
-        ...this.lanes.opening(laneOf(target), now, record),
-        ...largerOf(target),
-      }))
-      .filter(({ lane }) => !record.excluded.includes(lane));
-  }
-
-  hasAlternatives(upstream: string): boolean {
-    return this.shared.has(upstream);
-  }
-
-  private targetsOf({ id, model, terms }: RequestRecord): Target[] {
-    try {
-      return targetsFor(this.settings.table, model, terms.upstream, drawOf(id));
-    } catch {
-      return [];
-    }
-  }
-
-  /** How long a lane may hold a request before another target has it; as long as it takes, if nobody waits for it. */
-  failoverAfterMs({ model, priority }: Pick<RequestRecord, "model" | "priority">): number | undefined {
-    if (priority !== "interactive") return undefined;
-    return routeFor(this.settings.table, model)?.failoverAfterMs ?? this.settings.failoverAfterMs;
   }
 
   private forget(record: RequestRecord): void {
@@ -473,7 +380,7 @@ export class Scheduler {
     this.claiming.add(record.id);
     this.checkClock();
     try {
-      const content = this.contents.take(record.id) ?? (await this.contentOf(record.id));
+      const content = this.contents.take(record.id) ?? (await readContent(store, record.id));
       const now = clock.now();
       const isOverdue = record.deadlineAt <= now;
       const isLost = content === undefined;
@@ -495,18 +402,6 @@ export class Scheduler {
       slot.lane.backlog.add({ ...record, dueAt: Math.max(record.dueAt, clock.now() + troubleRetryMs) });
       this.release(slot);
     }
-  }
-
-  /** Undefined where its bodies have been erased, which nobody does while it waits. */
-  private async contentOf(id: string): Promise<Content | undefined> {
-    const parts = await this.world.store.parts(id, ["head", "body"]);
-    const heads = parts.filter(({ kind }) => kind === "head");
-    const body = parts.find(({ kind }) => kind === "body");
-    const head = heads.find(({ seq }) => seq === 0);
-    if (!head || !body) return undefined;
-    const newest = heads.at(-1)!;
-    const feedback = newest === head ? undefined : JSON.parse(decoder.decode(newest.bytes));
-    return { head: JSON.parse(decoder.decode(head.bytes)), body: body.bytes, feedback };
   }
 
   /** Fails a request that waits. False where it does not wait any more. */
@@ -580,12 +475,4 @@ export class Scheduler {
   private checkIdle(): void {
     if (this.stopping && this.lanes.inFlight === 0) this.onIdle?.();
   }
-}
-
-const largerOf = ({ largerContext }: Target) => (largerContext ? { largerContext } : {});
-
-function interruption(record: RequestRecord, now: number): ChangeSet {
-  const moved = transition(record, { type: "interrupted", now, ...decideInterrupted(record, now) });
-  if (!moved) throw new Error(`${record.id} is ${record.state}, not processing`);
-  return { kind: "change", transition: moved, tallies: talliesOf(moved) };
 }

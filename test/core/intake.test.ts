@@ -542,8 +542,7 @@ test("an answer that waits for room on a full disk does not hold up a stop", asy
   const dispatch = {
     lanes,
     feeds: new Feeds(world),
-    openingsFor: () => [],
-    hasAlternatives: () => false,
+    targets: { openingsFor: () => [], hasAlternatives: () => false },
     heard() {},
     checkClock() {},
   };
