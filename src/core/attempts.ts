@@ -1,7 +1,7 @@
 /** The attempts under way in this process: call → decide → apply → tell. */
 
 import { failures, faultText, StorageError } from "./errors.ts";
-import { exchangePart } from "./exchange.ts";
+import { partsOf } from "./exchange.ts";
 import type { Feed, Feeds } from "./feed.ts";
 import { Intake } from "./intake.ts";
 import type { Slot } from "./lane.ts";
@@ -12,16 +12,12 @@ import type {
   CallEnd,
   ChangeSet,
   Checks,
-  Exchange,
-  Outcome,
-  Part,
   UpstreamCall,
   UpstreamEvent,
   Vector,
   World,
 } from "./ports.ts";
 import { costOf, type Price } from "./price.ts";
-import { visibleAnswerHeaders } from "./redact.ts";
 import {
   isTerminal,
   laneParts,
@@ -35,7 +31,6 @@ import { type Backoff, classify, decide, decideInterrupted, type Reading } from 
 import { Table } from "./table.ts";
 import type { Targets } from "./targets.ts";
 import { estimatedUsage, type Usage, usageOf } from "./token-estimate.ts";
-import { utf8 } from "./utf8.ts";
 import { Recall, type VectorPlan } from "./vectors.ts";
 
 export interface AttemptSettings {
@@ -82,8 +77,6 @@ type AttemptEnd = Extract<RequestEvent, { type: "ended" | "interrupted" }>;
 
 type Timeout = "attempt" | "share" | "deadline" | "first_token" | "idle";
 type Stop = Timeout | "ended" | "shutdown";
-
-type Response = Extract<Outcome, { kind: "response" }>;
 
 interface Run {
   /** What of its answer is known already, where it is answered in parts. */
@@ -544,40 +537,4 @@ function stopRun(run: Run, why: Stop): void {
   run.stream?.feed.release();
   run.abort.aborted = true;
   run.abort.onAbort?.();
-}
-
-/** What is kept of a call: the answer, where it is the last one, or what the next attempt is told of it. */
-function partsOf(called: CallEnd, { feedback }: Reading, { record }: Transition): Part[] | undefined {
-  const parts = record.terms.store === "all" ? exchangeParts(called, record) : [];
-  const { outcome } = called;
-  if (isTerminal(record.state)) {
-    if (outcome.kind === "response") parts.push(...answerParts(outcome));
-  } else if (feedback) {
-    parts.push({ kind: "head", seq: record.attempt, bytes: utf8(JSON.stringify(feedback)) });
-  }
-  return parts.length > 0 ? parts : undefined;
-}
-
-/** What was sent, and what came: an answer that completes its request is kept as that, and nobody drops it. */
-function exchangeParts({ sent, received, outcome }: CallEnd, { state, attempt }: RequestRecord): Part[] {
-  const parts: Part[] = [];
-  if (sent) parts.push(exchangePart("sent", attempt, sent));
-  if (state === "completed") return parts;
-  const came = outcome.kind === "response" ? responseOf(outcome) : received;
-  if (came) parts.push(exchangePart("received", attempt, came));
-  return parts;
-}
-
-const responseOf = ({ status, headers, body }: Response): Exchange => ({
-  head: { status, headers: visibleAnswerHeaders(headers) },
-  body,
-});
-
-/** The upstream's answer as it came: status and headers as JSON, the body byte for byte. */
-function answerParts({ status, headers, body }: Response): Part[] {
-  const head = utf8(JSON.stringify({ status, headers }));
-  return [
-    { kind: "answer_head", seq: 0, bytes: head },
-    { kind: "answer", seq: 0, bytes: body },
-  ];
 }
