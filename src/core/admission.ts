@@ -22,13 +22,10 @@ export interface Pressure {
 
 const halfLifeMs = 5_000;
 const shortestMs = 1_000;
-/** Settles at about one refusal for every two or three who are let in, where ten times as many ask. */
+/** Where ten times as many ask, and few a second are let in, settles at about one refusal for every two or three of them. */
 const dampening = 4;
-/**
- * So many refusals a second double the wait. Each costs as much CPU as serving a call does, or more (`bench/overload`): a
- * machine that can serve thousands would else have a fifth of its work with those whom it does not serve.
- */
-const affordable = 100;
+/** So many refusals a second add another `shortestMs`: each takes CPU that would serve somebody, see `bench/README.md`. */
+const affordablePerSecond = 100;
 /** With its jitter of up to a half no refusal asks for more than the 60 s that SDKs obey. */
 const longestMs = 40_000;
 
@@ -43,12 +40,12 @@ export function felt(pressure: Pressure, now: number, was: "admitted" | "refused
 }
 
 /**
- * When a refused caller should come back, in ms: the later, the more are refused, by themselves and for each that is
+ * When a refused caller should come back, in ms: the later, the more are refused, in a second and for each that is
  * let in; spread by half of it to both sides, so that those who were refused together do not return together.
  */
 export function comeBackMs({ admitted, refused }: Pressure, luck: number): number {
   const perSecond = (refused * Math.LN2 * 1000) / halfLifeMs;
-  const waits = 1 + (dampening * refused) / Math.max(dampening, admitted) + perSecond / affordable;
+  const waits = 1 + (dampening * refused) / Math.max(dampening, admitted) + perSecond / affordablePerSecond;
   return Math.round(Math.min(longestMs, shortestMs * waits) * (0.5 + luck));
 }
 

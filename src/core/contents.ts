@@ -1,4 +1,4 @@
-/** What was accepted a moment ago and waits for its turn: its body need not be read from the store again. */
+/** What is to be sent for those who wait: kept from when it was accepted a moment ago, or read from the store. */
 
 import type { Content } from "./attempts.ts";
 import type { Store } from "./ports.ts";

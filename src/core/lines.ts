@@ -1,4 +1,4 @@
-/** Everybody who waits for a request: lines are opened, listened to and read from here, and told when the server stops. */
+/** Everybody who waits for a request: their lines are opened and read from here, and they hear when the server stops. */
 
 import { Line } from "./line.ts";
 import type { Ended, Store, World } from "./ports.ts";
@@ -30,13 +30,18 @@ export class Lines {
     return this.connected.has(id);
   }
 
-  /** The server stops: those whose request will not end here any more have their reply; at the `last`, all have. */
+  /** The server stops, or has nearly done so. */
   stop(last: boolean): void {
     this.stopping = true;
+    this.tellStopping(last);
+  }
+
+  /** Callers whose request will not end here any more have their reply; at the `last`, all have. */
+  tellStopping(last: boolean): void {
     for (const tell of this.waiting) tell(last);
   }
 
-  /** A line to a request that cannot have ended yet. `caller`: see `Line`. */
+  /** A line, without a look whether its request has ended already. `caller`: see `Line`. */
   open(id: string, caller = true): Line {
     const count = (by: number) => {
       const callers = (this.connected.get(id) ?? 0) + by;
@@ -47,7 +52,7 @@ export class Lines {
     return new Line(this.world.store, id, () => caller && count(-1));
   }
 
-  /** A line to a request that may have ended already. */
+  /** A line to a request that may have ended already. `caller`: see `Line`. */
   async listen(id: string, as: { caller: boolean }): Promise<Line> {
     const { store } = this.world;
     const line = this.open(id, as.caller);

@@ -1,4 +1,4 @@
-/** The one door to requests for api: submit, wait, look up, retry, cancel. */
+/** The one door to requests for api: submit, wait (`lines`), look up, retry, cancel. */
 
 import { Admission, type Limits } from "./admission.ts";
 import { Adoption, type AdoptionSettings } from "./adoption.ts";
@@ -49,7 +49,7 @@ export class Queue {
     this.substitutes = new Substitutes(world);
     this.scheduler = new Scheduler(world, settings, {
       isConnected: (id) => this.lines.isConnected(id),
-      onParked: () => this.lines.stop(false),
+      onParked: () => this.lines.tellStopping(false),
       onTrouble: (id) => this.substitutes.tellTrouble(id),
       onBreaker: () => this.substitutes.tellBreaker(),
       onBody: (bytes) => this.admission.count(bytes),
@@ -57,8 +57,10 @@ export class Queue {
     this.lines = new Lines(world, this.scheduler);
     this.rounds = new Rounds(world, settings, this.scheduler);
     const { admission, adoption, substitutes, scheduler, rounds, lines } = this;
-    const needs = { admission, adoption, substitutes, scheduler, rounds, lines, owner: settings.owner };
-    this.submissions = new Submissions(world, { ...needs, refusal: () => this.refusal() });
+    const { owner } = settings;
+    const refusal = () => this.refusal();
+    const needs = { owner, admission, adoption, substitutes, scheduler, rounds, lines, refusal };
+    this.submissions = new Submissions(world, needs);
     this.ledger = new Ledger(world, settings, {
       get: (project, id) => this.get(project, id),
       retry: (record, change) => this.retryOne(record, change),

@@ -8,7 +8,7 @@ import { decideInterrupted } from "./retry.ts";
 
 const rowsPerRead = 128;
 
-/** Ends them as interrupted. Resolves with how many there were. @throws StorageError where that cannot be written */
+/** Ends them as interrupted. Resolves with how many there were. @throws StorageError, also where none of them gives way */
 export async function recoverInterrupted({ store, clock }: World, owner: Owner): Promise<number> {
   let interrupted = 0;
   for (;;) {

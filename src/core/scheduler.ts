@@ -14,7 +14,7 @@ import { Feeds } from "./feed.ts";
 import type { Lane, Newcomer, Slot } from "./lane.ts";
 import { type LaneSettings, Lanes } from "./lanes.ts";
 import { talliesOf } from "./ledger/usage.ts";
-import { comesSoon, patienceMsOf } from "./newcomers.ts";
+import { patienceMs } from "./newcomers.ts";
 import type { GroupKey, ReadyGroup, World } from "./ports.ts";
 import { recoverInterrupted } from "./recovery.ts";
 import { type Failure, isReady, type Owner, type Reason, type RequestRecord, transition } from "./request.ts";
@@ -157,7 +157,8 @@ export class Scheduler {
     const { clock } = this.world;
     const now = clock.now();
     const lane = this.laneFor(record, now);
-    if (!lane || !comesSoon(this.lanes, lane, record, hold, now)) return undefined;
+    const waitMs = lane && patienceMs(this.lanes, lane, { record, hold }, now);
+    if (!lane || waitMs === undefined) return undefined;
     return new Promise((resolve) => {
       const newcomer: Newcomer = {
         record,
@@ -168,7 +169,7 @@ export class Scheduler {
         },
       };
       const leave = lane.backlog.arrive(newcomer);
-      const cancelTimer = clock.timer(patienceMsOf(hold), () => newcomer.serve(undefined));
+      const cancelTimer = clock.timer(waitMs, () => newcomer.serve(undefined));
       // What has just come free is for those who came before.
       if (!this.lanes.isBusy(lane)) this.dispatch([lane]);
     });

@@ -65,14 +65,14 @@ export type Submission = {
    */
   kind: "accepted" | "joined" | "replayed" | "adopted" | "echoed";
   record: RequestRecord;
-  /** Open where the draft said `hold`, but for `echoed`; to be handed to `wait`, or closed. */
+  /** Open where the draft said `hold`, but for `echoed`; to be handed to `Lines.wait`, or closed. */
   line?: Line;
   /** The caller went while its request was being written: that it is an orphan is noted already. */
   hasGone?: boolean;
 };
 
 /** What submissions need of the queue that they belong to. */
-export interface SubmissionNeeds {
+interface Needs {
   owner: Owner;
   admission: Admission;
   adoption: Adoption;
@@ -86,11 +86,11 @@ export interface SubmissionNeeds {
 
 export class Submissions {
   private readonly world: World;
-  private readonly needs: SubmissionNeeds;
+  private readonly needs: Needs;
   /** Requests that will wait to be called, and are just being written. */
   private arriving = 0;
 
-  constructor(world: World, needs: SubmissionNeeds) {
+  constructor(world: World, needs: Needs) {
     this.world = world;
     this.needs = needs;
   }

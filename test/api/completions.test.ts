@@ -151,6 +151,11 @@ describe("what reaches the upstream", () => {
   });
 
   const cuts: [string, string, string][] = [
+    [
+      "before what is not ASCII",
+      '{"wait":true,"model":"m","messages":[{"content":"é 漢 😀"}]}',
+      '{"model":"m","messages":[{"content":"é 漢 😀"}]}',
+    ],
     ["at the start", '{"wait":true, "model":"m","messages":[]}', '{"model":"m","messages":[]}'],
     [
       "in the middle",
