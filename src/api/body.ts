@@ -1,6 +1,6 @@
 /** Reads a body: whole, at most so large, as JSON text whose every other byte travels on unchanged. */
 
-import { isAscii, isUtf8 } from "node:buffer";
+import { isUtf8 } from "node:buffer";
 import { hash } from "node:crypto";
 import { AppError } from "../core/errors.ts";
 import type { HeaderList } from "../core/headers.ts";
@@ -73,11 +73,9 @@ export function parseBody(bytes: Buffer): JsonBody {
  * The bytes for the upstream: our fields are cut out, and nothing else changes. As Latin-1 every byte is a
  * character, so also bytes that are no UTF-8 stay; what JSON is made of is the same in both.
  */
-export function withoutOurs({ bytes, text, value }: JsonBody): Uint8Array {
+export function withoutOurs({ bytes, value }: JsonBody): Uint8Array {
   for (const field of ourFields) {
-    if (!(field in value)) continue;
-    const latin1 = isAscii(bytes) ? text : bytes.toString("latin1");
-    return Buffer.from(cutMembers(latin1, ourFields), "latin1");
+    if (field in value) return Buffer.from(cutMembers(bytes.toString("latin1"), ourFields), "latin1");
   }
   return bytes;
 }

@@ -22,9 +22,9 @@ export interface Pressure {
 
 const halfLifeMs = 5_000;
 const shortestMs = 1_000;
-/** Where ten times as many ask, and few a second are let in, settles at about one refusal for every two or three of them. */
+/** Where ten times as many ask, and few a second are let in, settles at a refusal for every two or three of them. */
 const dampening = 4;
-/** So many refusals a second add another `shortestMs`: each takes CPU that would serve somebody, see `bench/README.md`. */
+/** So many refusals a second add another `shortestMs`: each takes CPU that would serve somebody, see bench/README. */
 const affordablePerSecond = 100;
 /** With its jitter of up to a half no refusal asks for more than the 60 s that SDKs obey. */
 const longestMs = 40_000;

@@ -1,4 +1,4 @@
-/** What is kept of an attempt: what it has sent, and what it got. Of both a line of JSON, and behind it the body byte for byte. */
+/** What is kept of an attempt: what it has sent, and what it got, each a line of JSON and the body byte for byte. */
 
 import type { CallEnd, Exchange, ExchangeHead, Outcome, Part } from "./ports.ts";
 import { visibleAnswerHeaders } from "./redact.ts";

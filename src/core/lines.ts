@@ -18,7 +18,6 @@ export class Lines {
   /** How many callers wait on the line for a request. */
   private readonly connected = new Map<string, number>();
   private readonly waiting = new Members<(last: boolean) => void>();
-  private stopping = false;
 
   constructor(world: World, scheduler: Scheduler) {
     this.world = world;
@@ -30,13 +29,7 @@ export class Lines {
     return this.connected.has(id);
   }
 
-  /** The server stops, or has nearly done so. */
-  stop(last: boolean): void {
-    this.stopping = true;
-    this.tellStopping(last);
-  }
-
-  /** Callers whose request will not end here any more have their reply; at the `last`, all have. */
+  /** The server stops: callers whose request will not end here any more have their reply; at the `last`, all have. */
   tellStopping(last: boolean): void {
     for (const tell of this.waiting) tell(last);
   }
@@ -86,7 +79,7 @@ export class Lines {
       const member = this.waiting.add(onStopping);
       onHangUp?.(() => finish(undefined));
       line.onEnded(finish);
-      if (this.stopping) onStopping(false);
+      if (this.scheduler.isStopping) onStopping(false);
     });
   }
 
@@ -103,7 +96,7 @@ export class Lines {
     const member = this.waiting.add(onStopping);
     reader.onClose = () => this.waiting.delete(member);
     reader.start();
-    if (this.stopping) onStopping(false);
+    if (this.scheduler.isStopping) onStopping(false);
     return reader;
   }
 }

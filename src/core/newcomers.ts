@@ -40,8 +40,8 @@ export function patienceMs(
 }
 
 /**
- * Where even the queue moves within a caller's patience, newcomers need not go through it: else the first one in there would
- * send all who come after it the same way, for as long as there are more of them than capacity.
+ * Where even the queue moves within a caller's patience, newcomers need not go through it: else the first one in there
+ * would send all who come after it the same way, for as long as there are more of them than capacity.
  */
 const isQueueQuick = ({ backlog }: Lane, record: RequestRecord, now: number): boolean =>
   !backlog.hasWaitedSince(record, now - heldPatienceMs);

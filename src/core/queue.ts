@@ -84,9 +84,9 @@ export class Queue {
   async stop(drainMs: number): Promise<void> {
     this.stopping = true;
     this.drainedAt = this.world.clock.now() + drainMs;
-    this.lines.stop(false);
+    this.lines.tellStopping(false);
     await Promise.all([this.scheduler.stop(drainMs), this.ledger.stop()]);
-    this.lines.stop(true);
+    this.lines.tellStopping(true);
   }
 
   get isStopping(): boolean {

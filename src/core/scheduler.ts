@@ -132,6 +132,10 @@ export class Scheduler {
     this.cancelFlowTimer = this.world.clock.timer(delayMs, () => void this.keepFlow());
   }
 
+  get isStopping(): boolean {
+    return this.stopping;
+  }
+
   isRunning(id: string): boolean {
     return this.attempts.isRunning(id) || this.claiming.has(id);
   }
